@@ -1,0 +1,103 @@
+"""Sampling: G rollouts of every sample from one prefill of its prompt and revealed prefix."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache
+
+from .packing import Prefix, block_mask, left_pad
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What was written. B samples, G rollouts each, S tokens at most."""
+
+    tokens: torch.Tensor  # [B, G, S] token ids, pad where nothing was written
+    mask: torch.Tensor  # [B, G, S] True for written tokens, the end token included
+    ended: torch.Tensor  # [B, G] whether the end token was written before max_new ran out
+    entropy: float  # mean entropy, in nats, of the distributions that were sampled from
+
+
+def draw(logits: torch.Tensor, u: torch.Tensor) -> torch.Tensor:  # [R, V], [R] -> [R]
+    """One token a row by inverting the cumulative distribution: the first token whose cumulated probability exceeds u.
+
+    One uniform number in [0, 1) a token, whatever the vocabulary: the same noise gives the same tokens, however the batch is cut.
+    """
+    cumulated = logits.float().softmax(dim=-1).cumsum(dim=-1)
+    cumulated /= cumulated[:, -1:].clone()  # rounding must not leave a gap below 1
+    return torch.searchsorted(cumulated, u[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+@torch.no_grad()
+def sample_rollouts(model, prefixes: list[Prefix], noise: torch.Tensor, eos_id: int, pad_id: int, temperature: float = 1.0, rows: int = 512) -> Rollouts:
+    """Write G rollouts for each of B prefixes.
+
+    Args:
+        noise: [B, G, S] uniform in [0, 1), S at least the largest `max_new`; decides every draw.
+        rows: sequences in flight at once. Samples are taken in order of length, so that a chunk wastes little on padding.
+
+    Each chunk: prefill its prefixes once, copy the cache to all G rollouts, then token by token until all have ended.
+    """
+    B, G = noise.shape[:2]
+    S = max(p.max_new for p in prefixes)
+    tokens = torch.full((B, G, S), pad_id)
+    mask = torch.zeros(B, G, S, dtype=torch.bool)
+    ended = torch.zeros(B, G, dtype=torch.bool)
+    entropy, drawn = 0.0, 0
+    order = sorted(range(B), key=lambda b: len(prefixes[b].ids))
+    for start in range(0, B, max(rows // G, 1)):
+        chosen = order[start : start + max(rows // G, 1)]
+        chunk = _sample_chunk(model, [prefixes[b] for b in chosen], noise[chosen], eos_id, pad_id, temperature)
+        s = chunk.tokens.shape[2]
+        tokens[chosen, :, :s], mask[chosen, :, :s], ended[chosen] = chunk.tokens, chunk.mask, chunk.ended
+        entropy += chunk.entropy * int(chunk.mask.sum())
+        drawn += int(chunk.mask.sum())
+    return Rollouts(tokens, mask, ended, entropy / max(drawn, 1))
+
+
+def _sample_chunk(model, prefixes, noise, eos_id, pad_id, temperature) -> Rollouts:
+    n, G = noise.shape[:2]
+    R, device = n * G, model.device  # R rows, rollouts of one sample side by side
+    S = max(p.max_new for p in prefixes)
+    ids, positions, valid = left_pad(prefixes, pad_id)  # [n, P]
+    P = ids.shape[1]
+    cache = DynamicCache(config=model.config)
+    hidden = model.get_decoder()(
+        input_ids=ids.to(device), position_ids=positions.to(device), attention_mask=block_mask(valid, 0, 0).to(device), past_key_values=cache, use_cache=True
+    ).last_hidden_state[:, -1]  # [n, D]
+    logits = model.get_output_embeddings()(hidden).repeat_interleave(G, dim=0)  # [R, V]
+    cache.batch_repeat_interleave(G)
+
+    u = noise.reshape(R, -1).to(device)  # [R, S]
+    limit = torch.tensor([p.max_new for p in prefixes]).repeat_interleave(G).to(device)  # [R]
+    next_position = torch.tensor([p.next_position for p in prefixes]).repeat_interleave(G).to(device)  # [R]
+    visible = None  # no mask is needed, and none is fastest, when no prefix is padded
+    if not valid.all():
+        visible = torch.cat([valid.repeat_interleave(G, dim=0), torch.ones(R, S, dtype=torch.bool)], dim=1)[:, None, None].to(device)  # [R, 1, 1, P+S]
+
+    tokens = torch.full((R, S), pad_id, device=device)
+    mask = torch.zeros(R, S, dtype=torch.bool, device=device)
+    ended = torch.zeros(R, dtype=torch.bool, device=device)
+    entropy = torch.zeros((), device=device, dtype=torch.float64)
+    for s in range(S):
+        writing = ~ended & (s < limit)  # [R]
+        if not writing.any():
+            break
+        log_probs = (logits.float() / temperature).log_softmax(dim=-1)  # [R, V]
+        token = draw(log_probs, u[:, s])  # [R]
+        tokens[:, s] = torch.where(writing, token, pad_id)
+        mask[:, s] = writing
+        entropy -= ((log_probs.exp() * log_probs).sum(dim=-1) * writing).sum()
+        ended |= writing & (token == eos_id)
+        if s + 1 < S:
+            hidden = model.get_decoder()(
+                input_ids=tokens[:, s, None],
+                position_ids=(next_position + s)[:, None],
+                attention_mask=None if visible is None else visible[..., : P + s + 1],
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+            logits = model.get_output_embeddings()(hidden)
+    count = int(mask.sum())
+    shape = (n, G, S)
+    return Rollouts(tokens.reshape(shape).cpu(), mask.reshape(shape).cpu(), ended.reshape(n, G).cpu(), float(entropy) / max(count, 1))

@@ -1,0 +1,45 @@
+"""Tasks: where problems come from, how they become tokens, and how an output is judged.
+
+A task is any object with these parts; `parity.Parity` is the example to read.
+
+    train, val, test   lists of Sample, in a fixed order; a sample's place in `train` is its id for the curriculum
+    prompt_ids(sample) token ids and position ids of the prompt
+    rationale_ids(sample)  token ids of the whole rationale, without the end token
+    step_ends(sample)  numbers of rationale tokens after which a reasoning step is complete, ascending, the last is all of them
+    verify(sample, output) -> Verdict
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One problem: what is asked, a correct rationale, and the answer it leads to."""
+
+    id: int
+    prompt: str
+    rationale: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verifier says of one output.
+
+    `kind` tells a wrong answer from an output that could not be read at all; both count as not right, for different reasons.
+    `step` is the first failing reasoning step, counted from 1, where the task can tell; `why` says it in words.
+    """
+
+    kind: Literal["right", "wrong", "unparseable"]
+    step: int | None = None
+    why: str = ""
+
+    @property
+    def right(self) -> bool:
+        return self.kind == "right"
+
+
+from .parity import Parity  # noqa: E402  (the protocol above is what a reader needs first)
+
+__all__ = ["Parity", "Sample", "Verdict"]
