@@ -6,10 +6,13 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from .config import PolicySettings
 from .errors import UserError
 from .seeding import derive
+
+transformers_logging.disable_progress_bar()  # a bar for half a megabyte only clutters notebooks
 
 CHARACTERS = ["<pad>", "<bos>", "<eos>", "0", "1", "="]
 

@@ -25,7 +25,7 @@ def draw(logits: torch.Tensor, u: torch.Tensor) -> torch.Tensor:  # [R, V], [R] 
     """
     cumulated = logits.float().softmax(dim=-1).cumsum(dim=-1)
     cumulated /= cumulated[:, -1:].clone()  # rounding must not leave a gap below 1
-    return torch.searchsorted(cumulated, u[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    return torch.searchsorted(cumulated, u[:, None].contiguous(), right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
 @torch.no_grad()

@@ -24,6 +24,17 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
+def prompt_positions(length: int, positions: str) -> tuple[list[int], int]:
+    """Position ids of `<bos>X=` and of the first output token. `i` counts from 1.
+
+    coupled:    <bos> 0,  X_i 2i-1,  = 0,  then Y_i 2i-1 and Z_i 2i: X_i stands where Y_i stands, Z_{i-1} just before.
+    sequential: 0, 1, 2, ... on into the output.
+    """
+    if positions == "sequential":
+        return list(range(length + 2)), length + 2
+    return [0, *range(1, 2 * length, 2), 0], 1
+
+
 class Parity:
     """Chain-of-Parities of one length and degree, with seeded data whose splits share no input.
 
@@ -32,7 +43,7 @@ class Parity:
         degree: bits in each parity; 3 is the paper's.
         n_train, n_val, n_test: distinct inputs in each split.
         seed: seed of the data.
-        positions: "sequential" numbers all tokens 0, 1, 2, ...; "coupled" gives X_i the position of Y_i (see `prompt_ids`).
+        positions: "sequential" numbers all tokens 0, 1, 2, ...; "coupled" gives X_i the position of Y_i (see `prompt_positions`).
         tokenizer: a tokenizer that knows the characters 0, 1 and =.
 
     Raises UserError when 2^L is too small for so many distinct inputs.
@@ -81,15 +92,9 @@ class Parity:
         return "".join(out)
 
     def prompt_ids(self, sample: Sample) -> tuple[list[int], list[int], int]:
-        """Token ids of `<bos>X=`, their position ids, and the position id of the first output token.
-
-        coupled:    <bos> 0,  X_i 2i-1,  = 0,  then Y_i 2i-1 and Z_i 2i: X_i stands where Y_i stands, Z_{i-1} just before.
-        sequential: 0, 1, 2, ... on into the output.
-        """
+        """Token ids of `<bos>X=`, their position ids, and the position id of the first output token."""
         ids = [self.tokenizer.bos_token_id] + [self._token[c] for c in sample.prompt]
-        if self.positions == "sequential":
-            return ids, list(range(len(ids))), len(ids)
-        return ids, [0, *range(1, 2 * self.length, 2), 0], 1
+        return ids, *prompt_positions(self.length, self.positions)
 
     def rationale_ids(self, sample: Sample) -> list[int]:
         """The 2L token ids of the rationale."""

@@ -1,0 +1,253 @@
+"""A run's folder: settings, events, checkpoints, summary. Everything that can be known of a run stands in it.
+
+    config.yaml        every setting; training from it again gives the same run
+    events.jsonl       one JSON object a line, in order; charts, tables and diagnoses read nothing else
+    checkpoints/       step-000050/ and so on: *.safetensors and state.json, nothing pickled
+    summary.json       written when the run ends
+
+Events ("event" names the kind; "wall", seconds of training so far, is the only value that differs between equal runs):
+
+    start       method, seed, version, samples, machine
+    step        RL step: step, rollouts and generated_tokens so far, and for the B samples of the step ids, rho, reward (mean of
+                the group), shown (tokens), low and high (interval after the update, or null), then mean_reward, mean_rho,
+                grad_groups (share of groups with a gradient), entropy, cut and unparseable (shares of rollouts), loss, grad_norm
+    sft         lr, step, loss, val_loss, and trained_tokens so far
+    eval        stage, step, rollouts, n, right, accuracy: held-out inputs, nothing revealed
+    diagnosis   kind, text, advice, step
+    checkpoint, resume, end
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from .config import Config, dump_config, load_config
+from .errors import UserError
+
+CHECKPOINT_VERSION = 1
+
+
+class Run:
+    """A run's folder, for reading. `load_run` opens one; `train` returns one."""
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+
+    @property
+    def config(self) -> Config:
+        return load_config(self.folder / "config.yaml")
+
+    @property
+    def events(self) -> list[dict]:
+        """All events so far; works while the run is being written, and on a killed one."""
+        return read_events(self.folder / "events.jsonl")
+
+    @property
+    def summary(self) -> dict | None:
+        """The summary of a finished run, else None."""
+        path = self.folder / "summary.json"
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"{path} is damaged; delete it and run 'adaback train --resume --out {self.folder}', which writes it anew.") from None
+
+    def checkpoints(self) -> list[Path]:
+        """Checkpoint folders, newest first."""
+        return sorted((self.folder / "checkpoints").glob("step-*"), reverse=True)
+
+    def load_policy(self):
+        """(model, tokenizer) as they stand in the newest checkpoint."""
+        from .trainer import build_policy
+
+        model, tokenizer = build_policy(self.config)
+        tensors, _ = newest_checkpoint(self)
+        model.load_state_dict(tensors["model"])
+        return model, tokenizer
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+
+def load_run(folder: str | os.PathLike) -> Run:
+    """Open a run's folder. Raises UserError when it is missing or is not one."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"There is no run in {folder}: the folder does not exist; 'adaback train --out {folder}' makes one.")
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is not a run's folder: it has no config.yaml; name the folder that was given as --out.")
+    load_config(folder / "config.yaml")
+    return Run(folder)
+
+
+def read_events(path: str | os.PathLike) -> list[dict]:
+    """All events of a log. A torn last line (a kill in mid-write) is dropped with a warning; any other bad line is refused."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    torn, events = lines.pop(), []
+    for number, line in enumerate(lines, 1):
+        try:
+            event = json.loads(line)
+            if not isinstance(event, dict) or "event" not in event:
+                raise ValueError
+        except ValueError:
+            raise UserError(f"{path} is damaged at line {number}; restore it from a copy, or train again into another folder.") from None
+        events.append(event)
+    if torn:
+        warnings.warn(f"{path}: the last line is torn (the run was killed while writing it, or is writing now) and is left out.", stacklevel=2)
+    return events
+
+
+class RunWriter(Run):
+    """A run's folder, for the one process that writes it."""
+
+    def __init__(self, folder, config: Config):
+        super().__init__(folder)
+        self._config = config
+        self._log = None
+        self._lock = None
+        self.listeners = []
+
+    def open(self, resume: bool) -> None:
+        """Take the folder. Raises UserError when it holds a run already (and `resume` is off), something else, or a run that is being written."""
+        folder = self.folder
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file; choose another --out.")
+        contents = {p.name for p in folder.iterdir()} - {"lock"} if folder.is_dir() else set()
+        if contents and "config.yaml" not in contents:
+            raise UserError(f"{folder} holds files but no run; choose another --out, nothing was changed.")
+        if contents and not resume:
+            raise UserError(f"{folder} holds a run already; add --resume to go on with it, or choose another --out.")
+        with _disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(folder / "lock", "a")  # noqa: SIM115  (held until close)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._lock.close()
+                raise UserError(f"{folder} is being written by another process; wait for it, stop it, or choose another --out.") from None
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            for left_over in (folder / "checkpoints").glob("writing-*"):
+                shutil.rmtree(left_over)
+            write_atomically(folder / "config.yaml", dump_config(self._config))
+            (folder / "summary.json").unlink(missing_ok=True)
+            self._log = open(folder / "events.jsonl", "ab")  # noqa: SIM115
+
+    def close(self) -> None:
+        for handle in (self._log, self._lock):
+            if handle is not None:
+                handle.close()
+
+    def cut_log(self, size: int) -> None:
+        """Forget the events after a checkpoint, for they will happen again. Raises UserError when the log is shorter than that."""
+        if self._log.seek(0, os.SEEK_END) < size:
+            raise UserError(f"{self.folder / 'events.jsonl'} is shorter than its checkpoint says; it was changed by hand, so train again into another folder.")
+        self._log.truncate(size)
+        read_events(self.folder / "events.jsonl")  # a damaged log is refused before more is added to it
+
+    def emit(self, event: str, **values) -> None:
+        """Append one event."""
+        record = {"event": event, **values}
+        with _disk(self.folder):
+            self._log.write(json.dumps(record).encode() + b"\n")
+            self._log.flush()
+        for listener in self.listeners:
+            listener(record)
+
+    def log_size(self) -> int:
+        return self._log.seek(0, os.SEEK_END)
+
+    def save_checkpoint(self, name: str, tensors: dict[str, dict[str, torch.Tensor]], state: dict) -> None:
+        """Write a checkpoint beside the others, whole or not at all, then drop those too old to keep."""
+        root = self.folder / "checkpoints"
+        temporary, final = root / f"writing-{name}", root / f"step-{name}"
+        with _disk(self.folder, clean=temporary):
+            temporary.mkdir()
+            digests = {}
+            for part, values in tensors.items():
+                data = safetensors.torch.save({k: v.detach().contiguous().cpu() for k, v in values.items()})
+                digests[part] = hashlib.sha256(data).hexdigest()
+                _write(temporary / f"{part}.safetensors", data)
+            record = {"version": CHECKPOINT_VERSION, "log_size": self.log_size(), "sha256": digests, **state}
+            _write(temporary / "state.json", json.dumps(record).encode())
+            if final.exists():
+                shutil.rmtree(final)
+            temporary.rename(final)
+            for old in self.checkpoints()[self._config.trainer.keep_checkpoints :]:
+                shutil.rmtree(old)
+
+    def write_summary(self, summary: dict) -> None:
+        with _disk(self.folder):
+            write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict]:
+    """(tensors by part, state) of one checkpoint. Raises ValueError in words when it is damaged."""
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if state.get("version") != CHECKPOINT_VERSION:
+            raise ValueError(f"{folder} is a checkpoint of version {state.get('version')}, not {CHECKPOINT_VERSION}")
+        tensors = {}
+        for part, digest in state["sha256"].items():
+            data = (folder / f"{part}.safetensors").read_bytes()
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise ValueError(f"{folder / part}.safetensors is damaged")
+            tensors[part] = safetensors.torch.load(data)
+    except (OSError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(f"{folder}: {error}") from None
+    return tensors, state
+
+
+def newest_checkpoint(run: Run) -> tuple[dict, dict]:
+    """The newest whole checkpoint; damaged ones are passed over with a warning. Raises UserError when none is left."""
+    found = run.checkpoints()
+    for folder in found:
+        try:
+            return read_checkpoint(folder)
+        except ValueError as error:
+            warnings.warn(f"A damaged checkpoint is passed over ({error}).", stacklevel=2)
+    if found:
+        raise UserError(f"All checkpoints in {run.folder / 'checkpoints'} are damaged; restore one from a copy, or train again into another folder.")
+    raise UserError(f"{run.folder} has no checkpoint yet; train longer, or lower trainer.checkpoint_every.")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's content, so that a reader or a kill never sees half of it."""
+    temporary = path.with_name(path.name + ".writing")
+    try:
+        _write(temporary, text.encode())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _disk(folder: Path, clean: Path | None = None):
+    """Turn what a disk can do to us into one sentence; `clean` is removed if it fails."""
+    try:
+        yield
+    except OSError as error:
+        if clean is not None:
+            shutil.rmtree(clean, ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"The disk that holds {folder} is full; free some space and go on with --resume, the last checkpoint is whole.") from error
+        raise UserError(f"{folder} cannot be written ({error.strerror or error}); check its permissions or choose another --out.") from error

@@ -1,0 +1,450 @@
+"""The loop: reveal, roll out, verify, advantage, loss, step, update.
+
+`train` is the whole of a run; `rl_step` is one turn of AdaBack with GRPO, and the place to start reading.
+"""
+
+import math
+import os
+import platform
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from tqdm import tqdm
+
+from . import sft
+from .config import Config, make_config, override
+from .curricula import make_curriculum, tokens_shown
+from .diagnose import diagnose
+from .errors import UserError
+from .evaluate import evaluate, judge, make_prefix, wilson
+from .grpo import advantages, has_gradient, kl_loss, policy_loss, token_weights
+from .packing import packed_logprobs
+from .policy import load_folder, tiny_model, tiny_tokenizer
+from .pretrain import base_folder
+from .rollout import sample_rollouts
+from .runs import Run, RunWriter, load_run, newest_checkpoint
+from .seeding import numpy_generator, torch_generator
+from .tasks import Parity
+
+
+@dataclass
+class State:
+    """All that a checkpoint holds."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    curriculum: object | None
+    reference: torch.nn.Module | None = None  # for the KL term
+    stage: str = "rl"  # "sft", "rl" or "done"
+    step: int = 0  # RL steps done
+    rollouts: int = 0
+    generated_tokens: int = 0
+    wall: float = 0.0  # seconds of training before this process took over
+    sft: dict = field(default_factory=sft.new_sft_state)
+    best: dict | None = None  # SFT: best weights of this learning rate
+    winner: dict | None = None  # SFT: best weights of all learning rates, where RL starts
+
+
+def rl_step(state: State, config: Config, task, tokenizer) -> dict:
+    """One RL step. Changes the model, the optimizer and the curriculum in `state`; returns the values of its event.
+
+    B samples a step, G rollouts each, S tokens at most.
+    """
+    g, t, model, step = config.grpo, config.trainer, state.model, state.step
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+
+    # 1. Reveal: which samples, and how much of each rationale.
+    ids = np.array(sft.batch_ids(len(task.train), t.batch_size, config.seed, step))  # [B]
+    samples = [task.train[i] for i in ids]
+    rho = checked_rho(state.curriculum.reveal(ids, step), len(ids))  # [B]
+    shown = [tokens_shown(r, task.step_ends(s), config.curriculum.unit, config.curriculum.min_hidden) for r, s in zip(rho, samples)]
+    prefixes = [make_prefix(task, s, k) for s, k in zip(samples, shown)]
+
+    # 2. Roll out.
+    noise = torch.rand(len(ids), g.group_size, max(p.max_new for p in prefixes), generator=torch_generator(config.seed, "rollout", step))  # [B, G, S]
+    rollouts = sample_rollouts(model, prefixes, noise, eos, pad, g.temperature, t.rollout_rows)
+
+    # 3. Verify.
+    judged = judge(task, tokenizer, samples, shown, rollouts)
+    bonus = config.task.format_reward
+    rewards = torch.tensor([[v.right + bonus * (v.kind != "unparseable") for v in group] for group in judged.verdicts])  # [B, G]
+    group_reward = rewards.mean(dim=1).double().numpy()  # [B]
+
+    # 4. Learn, from the groups that carry a gradient.
+    keep = has_gradient(rewards)  # [B]
+    loss, grad_norm = 0.0, 0.0
+    if keep.any() or g.kl or g.entropy:
+        weights = token_weights(rollouts.mask, g.norm, int(rollouts.mask.shape[2]))  # [B, G, S]
+        if g.kl or g.entropy:
+            keep = torch.ones_like(keep)  # these terms act on every group
+        chosen = keep.nonzero()[:, 0]
+        loss, grad_norm = update(
+            state, config, [prefixes[b] for b in chosen], rollouts.tokens[chosen], rollouts.mask[chosen], advantages(rewards, g.scale_std)[chosen], weights[chosen], pad
+        )
+
+    # 5. Tell the curriculum.
+    state.curriculum.update(ids, rho, group_reward)
+
+    state.step += 1
+    state.rollouts += rewards.numel()
+    state.generated_tokens += int(rollouts.mask.sum())
+    low, high = getattr(state.curriculum, "rho_min", None), getattr(state.curriculum, "rho_max", getattr(state.curriculum, "frontier", None))
+    return {
+        "step": state.step,
+        "rollouts": state.rollouts,
+        "generated_tokens": state.generated_tokens,
+        "ids": ids.tolist(),
+        "rho": rho.round(4).tolist(),
+        "reward": group_reward.round(4).tolist(),
+        "shown": shown,
+        "low": None if low is None else low[ids].round(4).tolist(),
+        "high": None if high is None else high[ids].round(4).tolist(),
+        "mean_reward": float(group_reward.mean()),
+        "mean_rho": float(rho.mean()),
+        "grad_groups": float(has_gradient(rewards).float().mean()),
+        "entropy": rollouts.entropy,
+        "cut": 1.0 - float(rollouts.ended.float().mean()),
+        "unparseable": judged.share("unparseable"),
+        "loss": loss,
+        "grad_norm": grad_norm,
+    }
+
+
+def update(state: State, config: Config, prefixes, tokens, mask, advantage, weights, pad) -> tuple[float, float]:
+    """`grpo.passes` gradient steps on one batch, in microbatches of similar length. Returns (loss, gradient norm) of the first.
+
+    tokens, mask, weights [B, G, S], advantage [B, G]. The weights were made over the whole batch, so microbatches only add up.
+    """
+    g, G = config.grpo, tokens.shape[1]
+    batches = microbatches([len(p.ids) for p in prefixes], mask.sum(dim=2).amax(dim=1).tolist(), G, config.trainer.update_tokens)
+
+    def logprobs(model, batch):
+        S = int(mask[batch].sum(dim=2).max())
+        return packed_logprobs(model, [prefixes[b] for b in batch], tokens[batch][..., :S], mask[batch][..., :S], pad, g.temperature)
+
+    with torch.no_grad():
+        old = [logprobs(state.model, b)[0] for b in batches] if g.passes > 1 else None
+        reference = [logprobs(state.reference, b)[0] for b in batches] if g.kl else None
+    first = None
+    for _ in range(g.passes):
+        state.optimizer.zero_grad()
+        total = 0.0
+        for i, batch in enumerate(batches):
+            logp, entropy = logprobs(state.model, batch)
+            weight = weights[batch][..., : logp.shape[2]].to(logp.device)
+            old_logp = old[i] if old else logp.detach()  # one pass: the policy is the one that sampled
+            loss = policy_loss(logp, old_logp, advantage[batch].to(logp.device), weight, g.clip_low, g.clip_high)
+            if g.kl:
+                loss = loss + g.kl * kl_loss(logp, reference[i], weight)
+            if g.entropy:
+                loss = loss - g.entropy * (weight * entropy).sum()
+            loss.backward()
+            total += float(loss.detach())
+        norm = float(torch.nn.utils.clip_grad_norm_(state.model.parameters(), g.max_grad_norm))
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            raise UserError(
+                f"The loss became {total} (gradient norm {norm}) at step {state.step + 1}, so this step was not taken; lower grpo.lr (now {g.lr:g}) and go on from the last checkpoint or start anew."
+            )
+        state.optimizer.step()
+        first = first or (total, norm)
+    return first
+
+
+def microbatches(prefix_lengths: list[int], suffix_lengths: list[int], G: int, limit: int) -> list[list[int]]:
+    """Groups sorted by length and cut so that a padded microbatch has at most `limit` tokens (one group at least)."""
+    batches, current, P, S = [], [], 0, 0
+    for b in sorted(range(len(prefix_lengths)), key=lambda b: (prefix_lengths[b], suffix_lengths[b])):
+        p, s = max(P, prefix_lengths[b]), max(S, suffix_lengths[b])
+        if current and (len(current) + 1) * (p + G * (s - 1)) > limit:
+            batches.append(current)
+            current, p, s = [], prefix_lengths[b], suffix_lengths[b]
+        current, P, S = [*current, b], p, s
+    return [*batches, current] if current else batches
+
+
+def checked_rho(rho, n: int) -> np.ndarray:
+    """A curriculum's answer as an array [n]; UserError when it is not n shares in [0, 1]."""
+    rho = np.asarray(rho, dtype=np.float64)
+    if rho.shape != (n,) or not ((rho >= 0) & (rho <= 1)).all():
+        raise UserError(f"The curriculum's reveal() must return {n} shares between 0 and 1, one a sample, but returned shape {rho.shape} with values from {rho.min():g} to {rho.max():g}.")
+    return rho
+
+
+def train(config: Config | dict | None = None, *, curriculum=None, resume: bool = False, progress: bool = True, on_event=None, **settings) -> Run:
+    """Train, evaluate and write a run's folder. Returns the finished Run.
+
+    Args:
+        config: a Config, or a dict of settings; more settings may be given by name: `train(method="rl", out="runs/b")`.
+        curriculum: an instance with `reveal` and `update`, in place of the method's own. It can resume if it has `state_dict`.
+        resume: go on with the run in `config.out`. Only trainer.max_steps and trainer.target_accuracy may differ from what is there.
+        on_event: called with each event as it is written.
+
+    On Ctrl-C (or SIGTERM) the step is finished, a checkpoint written, and KeyboardInterrupt raised.
+    Raises UserError for anything the user can mend.
+    """
+    config = override(config, settings) if isinstance(config, Config) else make_config(config, **settings)
+    if resume and (Path(config.out) / "config.yaml").is_file():
+        config = resumed_config(config, load_run(config.out).config)
+        if load_run(config.out).summary and finished(load_run(config.out), config):
+            return load_run(config.out)
+    writer = RunWriter(config.out, config)
+    if on_event:
+        writer.listeners.append(on_event)
+    threads = torch.get_num_threads()
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    try:
+        model, tokenizer = build_policy(config)
+        task = build_task(config, tokenizer)
+        state = new_state(config, model, task, curriculum)
+        writer.open(resume)
+        if writer.checkpoints():
+            restore(state, writer, config)
+        else:
+            writer.cut_log(0)  # killed before the first checkpoint: the same run, from its start
+            writer.emit("start", method=config.method, seed=config.seed, samples=len(task.train), parameters=sum(p.numel() for p in model.parameters()), machine=machine())
+        _run(state, config, task, tokenizer, writer, progress)
+    finally:
+        writer.close()
+        torch.set_num_threads(threads)
+    return Run(config.out)
+
+
+def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progress: bool) -> None:
+    """The stages of a run, one after the other, from wherever `state` is."""
+    t, started = config.trainer, time.perf_counter() - state.wall
+
+    def wall() -> float:
+        return round(time.perf_counter() - started, 3)
+
+    def save() -> None:
+        state.wall = wall()
+        save_state(state, writer)
+
+    def look(stage: str) -> float:
+        judged = evaluate(state.model, tokenizer, task, task.val, 1, config.seed, config.grpo.temperature, t.rollout_rows)
+        right = sum(v[0].right for v in judged.verdicts)
+        writer.emit("eval", stage=stage, step=state.step, rollouts=state.rollouts, generated_tokens=state.generated_tokens, trained_tokens=state.sft["trained_tokens"], n=len(task.val), right=right, accuracy=right / len(task.val), wall=wall())  # fmt: skip
+        return right / len(task.val)
+
+    with Interrupts() as interrupts:
+        if state.stage == "sft":
+            for event in sft.sft_steps(state, config, task, tokenizer.pad_token_id):
+                if event:
+                    writer.emit("sft", **event, wall=wall())
+                if interrupts.asked:
+                    save()
+                    raise KeyboardInterrupt
+                if state.sft["step"] and state.sft["step"] % t.checkpoint_every == 0:
+                    save()
+            state.stage = "rl" if config.curriculum_name else "done"
+            accuracy = look("sft")
+            save()
+
+        stopped_by = "sft"
+        if state.stage == "rl":
+            seen = [{k: v for k, v in e.items() if k not in ("ids", "rho", "reward", "shown", "low")} for e in writer.events if e["event"] == "step"]
+            told = {e["kind"] for e in writer.events if e["event"] == "diagnosis"}
+            accuracy = last_accuracy(writer, state.step)
+            if accuracy is None:
+                accuracy = look("rl")
+            bar = tqdm(total=t.max_steps, initial=state.step, disable=not progress, unit="step", desc=Path(config.out).name, mininterval=0.5 if os.isatty(2) else 20, leave=os.isatty(2))
+            while state.step < t.max_steps and not (t.target_accuracy and accuracy >= t.target_accuracy):
+                event = rl_step(state, config, task, tokenizer)
+                writer.emit("step", **event, wall=wall())
+                seen.append({k: event[k] for k in event if k not in ("ids", "rho", "reward", "shown", "low")})
+                for d in diagnose(seen):
+                    if d.kind not in told:
+                        told.add(d.kind)
+                        writer.emit("diagnosis", kind=d.kind, text=d.text, advice=d.advice, step=state.step)
+                if state.step % t.eval_every == 0 or state.step == t.max_steps:
+                    accuracy = look("rl")
+                bar.set_postfix_str(f"reward {event['mean_reward']:.2f}, rho {event['mean_rho']:.2f}, held out {accuracy:.2f}", refresh=False)
+                bar.update()
+                if interrupts.asked:
+                    save()
+                    raise KeyboardInterrupt
+                if state.step % t.checkpoint_every == 0:
+                    save()
+            bar.close()
+            stopped_by = "target_accuracy" if t.target_accuracy and accuracy >= t.target_accuracy else "max_steps"
+            save()
+
+    training_seconds = wall()
+    judged = evaluate(state.model, tokenizer, task, task.test, 1, config.seed, config.grpo.temperature, t.rollout_rows)
+    right, n = sum(v[0].right for v in judged.verdicts), len(task.test)
+    summary = {
+        "method": config.method,
+        "seed": config.seed,
+        "steps": state.step,
+        "rollouts": state.rollouts,
+        "generated_tokens": state.generated_tokens,
+        "trained_tokens": state.sft["trained_tokens"],
+        "sft_lr": state.sft["winner_lr"],
+        "wall_seconds": training_seconds,
+        "held_out_accuracy": accuracy,
+        "test_accuracy": right / n,
+        "test_accuracy_ci95": wilson(right, n),
+        "test_right": right,
+        "test_n": n,
+        "test_unparseable": judged.share("unparseable"),
+        "stopped_by": stopped_by,
+        "machine": machine(),
+    }
+    writer.emit("end", **{k: v for k, v in summary.items() if k not in ("wall_seconds", "machine")}, wall=wall())
+    writer.write_summary(summary)
+
+
+def last_accuracy(run: Run, step: int) -> float | None:
+    """The held-out accuracy that was last measured in the RL stage, or before it by SFT; None when none was."""
+    evals = [e for e in run.events if e["event"] == "eval" and e["step"] <= step]
+    return evals[-1]["accuracy"] if evals else None
+
+
+def build_policy(config: Config):
+    """(model, tokenizer) as they stand before training."""
+    p = config.policy
+    if p.name != "tiny":
+        model, tokenizer = load_folder(p.name)
+    elif p.base == "none":
+        model, tokenizer = tiny_model(p, config.seed), tiny_tokenizer()
+    else:
+        model, tokenizer = load_folder(base_folder(p, config.task.length))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def build_task(config: Config, tokenizer):
+    """The task of a configuration."""
+    t = config.task
+    unknown = [c for c in "01=" if tokenizer.convert_tokens_to_ids(c) in (None, tokenizer.unk_token_id)]
+    if unknown:
+        raise UserError(f"The tokenizer of policy.name {config.policy.name!r} has no single token for {' and '.join(map(repr, unknown))}, which the parity task needs; use policy.name tiny.")
+    return Parity(tokenizer, t.length, t.degree, t.n_train, t.n_val, t.n_test, config.seed, config.policy.positions)
+
+
+def new_state(config: Config, model, task, curriculum=None) -> State:
+    """The state before the first step."""
+    if curriculum is None and config.curriculum_name:
+        n_steps = [len(task.step_ends(s)) for s in task.train]
+        curriculum = make_curriculum(config.curriculum_name, config.curriculum, len(task.train), config.seed, n_steps)
+    state = State(model, new_optimizer(model, config.grpo.lr), curriculum, stage="sft" if config.uses_sft else "rl")
+    if config.grpo.kl and config.curriculum_name:
+        state.reference = build_policy(config)[0]
+    return state
+
+
+def new_optimizer(model, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+
+
+def save_state(state: State, writer: RunWriter) -> None:
+    """Write a checkpoint of everything in `state`."""
+    tensors = {"model": state.model.state_dict(), "optimizer": optimizer_tensors(state.optimizer)}
+    tensors |= {name: value for name, value in (("best", state.best), ("winner", state.winner)) if value}
+    curriculum = state.curriculum.state_dict() if hasattr(state.curriculum, "state_dict") else None
+    numbers = {k: getattr(state, k) for k in ("stage", "step", "rollouts", "generated_tokens", "wall", "sft")}
+    name = f"{state.step:08d}" if state.stage != "sft" else f"{0:08d}-sft-{state.sft['lr_index']:02d}-{state.sft['step']:08d}"
+    writer.emit("checkpoint", stage=state.stage, step=state.step)
+    writer.save_checkpoint(name, tensors, {"curriculum": curriculum, **numbers})
+
+
+def restore(state: State, writer: RunWriter, config: Config) -> None:
+    """Put the newest whole checkpoint into `state` and cut the log back to it."""
+    tensors, saved = newest_checkpoint(writer)
+    for k in ("stage", "step", "rollouts", "generated_tokens", "wall", "sft"):
+        setattr(state, k, saved[k])
+    state.best, state.winner = tensors.get("best"), tensors.get("winner")
+    if saved["curriculum"] is not None:
+        try:
+            state.curriculum.load_state_dict(saved["curriculum"])
+        except (AttributeError, KeyError, ValueError) as error:
+            raise UserError(f"{writer.folder} cannot be resumed with this curriculum: {error}; pass the one it was started with.") from None
+    elif state.stage == "rl" and state.step and state.curriculum is not None:
+        raise UserError(f"{writer.folder} cannot be resumed: its curriculum has no state_dict and load_state_dict; derive it from adaback_lite.Curriculum and train again.")
+    if state.stage == "sft":
+        state.optimizer = new_optimizer(state.model, config.trainer.sft_lrs[min(saved["sft"]["lr_index"], len(config.trainer.sft_lrs) - 1)])
+    state.model.load_state_dict(tensors["model"])
+    load_optimizer_tensors(state.optimizer, tensors["optimizer"])
+    if state.reference is not None and state.winner:
+        state.reference.load_state_dict(state.winner)
+    writer.cut_log(saved["log_size"])
+    writer.emit("resume", stage=state.stage, step=state.step)
+
+
+def optimizer_tensors(optimizer) -> dict[str, torch.Tensor]:
+    """Adam's state as named tensors: "3.exp_avg" belongs to the fourth parameter."""
+    return {f"{i}.{k}": v for i, values in optimizer.state_dict()["state"].items() for k, v in values.items()}
+
+
+def load_optimizer_tensors(optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    state: dict[int, dict] = {}
+    for name, value in tensors.items():
+        i, key = name.split(".")
+        state.setdefault(int(i), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+MAY_DIFFER = ("trainer.max_steps", "trainer.target_accuracy", "out")
+
+
+def resumed_config(asked: Config, saved: Config) -> Config:
+    """The saved configuration with what may change on resume. Raises UserError for any other difference."""
+    from .config import _flat
+
+    a, s = _flat(asked), _flat(saved)
+    for name in a:
+        if a[name] != s[name] and name not in MAY_DIFFER:
+            raise UserError(f"{asked.out} was trained with {name} {s[name]}, not {a[name]}; resume with the same settings, or choose another --out.")
+    return override(saved, {name: a[name] for name in MAY_DIFFER})
+
+
+def finished(run: Run, config: Config) -> bool:
+    """Whether a run with a summary has nothing left to do under `config`."""
+    summary, t = run.summary, config.trainer
+    if summary["stopped_by"] == "sft" or summary["steps"] >= t.max_steps:
+        return True
+    return bool(t.target_accuracy) and summary["held_out_accuracy"] >= t.target_accuracy
+
+
+def machine() -> dict:
+    """What a result depends on besides its settings."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "cpu": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+class Interrupts:
+    """While it is open, Ctrl-C and SIGTERM set `asked`, so that a step can be finished; a second Ctrl-C acts at once. Main thread only."""
+
+    def __init__(self):
+        self.asked = False
+        self._old = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number, frame):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *_):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
