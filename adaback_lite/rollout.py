@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from .packing import Prefix, block_mask, left_pad
 
@@ -16,6 +17,50 @@ class Rollouts:
     mask: torch.Tensor  # [B, G, S] True for written tokens, the end token included
     ended: torch.Tensor  # [B, G] whether the end token was written before max_new ran out
     entropy: float  # mean entropy, in nats, of the distributions that were sampled from
+
+
+class RoomyLayer(DynamicLayer):
+    """One layer's keys and values, with room for what is still to be written.
+
+    transformers' own layer concatenates, which copies everything anew for each token; measured on the tiny policy that was a
+    third of the sampling time. `keys` and `values` are views of the filled part of the room.
+    """
+
+    room = 0  # tokens that will still be added after the prefill
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values, self.filled = key_states, value_states, key_states.shape[-2]
+            return self.keys, self.values
+        end = self.filled + key_states.shape[-2]
+        self._keys[:, :, self.filled : end], self._values[:, :, self.filled : end] = key_states, value_states
+        self.filled = end
+        self.keys, self.values = self._keys[:, :, :end], self._values[:, :, :end]
+        return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats):
+        """Copy the prefill to all rollouts of its sample, and make the room."""
+        self._keys, self._values = (_with_room(x, repeats, self.room) for x in (self.keys, self.values))
+        self.keys, self.values = self._keys[:, :, : self.filled], self._values[:, :, : self.filled]
+
+
+def _with_room(x: torch.Tensor, repeats: int, room: int) -> torch.Tensor:  # [n, H, P, d] -> [n * repeats, H, P + room, d]
+    n, H, P, d = x.shape
+    roomy = x.new_empty(n, repeats, H, P + room, d)
+    roomy[:, :, :, :P] = x[:, None]
+    return roomy.view(n * repeats, H, P + room, d)
+
+
+def new_cache(config, room: int) -> Cache:
+    """An empty cache with space for `room` tokens after the prefill; transformers' own where a model has other kinds of layers."""
+    usual = DynamicCache(config=config)
+    if any(type(layer) is not DynamicLayer for layer in usual.layers):
+        return usual
+    layers = [RoomyLayer() for _ in usual.layers]
+    for layer in layers:
+        layer.room = room
+    return Cache(layers=layers)
 
 
 def draw(logits: torch.Tensor, u: torch.Tensor) -> torch.Tensor:  # [R, V], [R] -> [R]
@@ -61,7 +106,7 @@ def _sample_chunk(model, prefixes, noise, eos_id, pad_id, temperature) -> Rollou
     S = max(p.max_new for p in prefixes)
     ids, positions, valid = left_pad(prefixes, pad_id)  # [n, P]
     P = ids.shape[1]
-    cache = DynamicCache(config=model.config)
+    cache = new_cache(model.config, S)
     hidden = model.get_decoder()(
         input_ids=ids.to(device), position_ids=positions.to(device), attention_mask=block_mask(valid, 0, 0).to(device), past_key_values=cache, use_cache=True
     ).last_hidden_state[:, -1]  # [n, D]

@@ -72,7 +72,7 @@ def sft_steps(state, config, task, pad_id: int):
             loss.backward()
             torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grpo.max_grad_norm)
             if not torch.isfinite(loss):
-                raise UserError(f"The SFT loss became {float(loss)} at step {s['step'] + 1} with learning rate {lr:g}; take it out of trainer.sft_lrs.")
+                raise UserError(f"The SFT loss became {float(loss.detach())} at step {s['step'] + 1} with learning rate {lr:g}; take it out of trainer.sft_lrs.")
             state.optimizer.step()
             s["step"] += 1
             s["trained_tokens"] += tokens
@@ -83,7 +83,7 @@ def sft_steps(state, config, task, pad_id: int):
                 s["looks_without_better"] = 0 if better else s["looks_without_better"] + 1
                 if better:
                     s["best_loss"], state.best = val_loss, clone_state(state.model)
-                event = {"lr": lr, "step": s["step"], "loss": float(loss), "val_loss": val_loss, "trained_tokens": s["trained_tokens"]}
+                event = {"lr": lr, "step": s["step"], "loss": float(loss.detach()), "val_loss": val_loss, "trained_tokens": s["trained_tokens"]}
             yield event
         if s["winner_loss"] is None or s["best_loss"] < s["winner_loss"]:
             s.update(winner_loss=s["best_loss"], winner_lr=lr)

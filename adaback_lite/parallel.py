@@ -1,0 +1,43 @@
+"""Several runs at once, as processes of one thread each."""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .config import Config, make_config, override
+from .errors import UserError
+from .runs import Run
+
+
+def train_many(configs: list[Config | dict], jobs: int = 2, resume: bool = True, progress: bool = True) -> list[Run]:
+    """Train every configuration, `jobs` at a time, and return the runs in the same order.
+
+    With `resume`, a run that was killed goes on where it was, and a finished one is not trained again: call it twice and the
+    second call costs nothing. Each process has one CPU thread, so that results do not depend on `jobs`.
+    Raises UserError when two configurations share a folder; an error in one run is raised after the others have finished.
+    """
+    configs = [override(c if isinstance(c, Config) else make_config(c), {"trainer.threads": 1}) for c in configs]
+    folders = [Path(c.out).resolve() for c in configs]
+    if len(set(folders)) < len(folders):
+        raise UserError("Two of the runs have the same folder; give each its own 'out'.")
+    failures = []
+    # A fresh interpreter for each worker: forking a process in which torch has started its threads can hang.
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(_train_one, c, resume): c for c in configs}
+        with tqdm(total=len(configs), disable=not progress, unit="run", desc="runs", mininterval=5) as bar:
+            for future in as_completed(futures):
+                bar.update()
+                if future.exception() is not None:
+                    failures.append((futures[future].out, future.exception()))
+    if failures:
+        out, error = failures[0]
+        raise UserError(f"{len(failures)} of {len(configs)} runs failed, first {out}: {error}") from error
+    return [Run(c.out) for c in configs]
+
+
+def _train_one(config: Config, resume: bool) -> None:
+    from .trainer import train
+
+    train(config, resume=resume, progress=False)
