@@ -35,7 +35,7 @@ class TaskSettings(Settings):
     length: int = Field(16, ge=1, le=MAX_LENGTH, description="chain length L: bits in the input, steps in the rationale")
     degree: int = Field(3, ge=1, le=8, description="bits in each step's parity: 1 copies X_i, 2 = X_i xor Y_i, 3 = the paper's, 4 and more add X_{i-1}, X_{i-2}, ...")
     n_train: int = Field(1024, ge=1, le=1_000_000, description="training inputs")
-    n_val: int = Field(128, ge=1, le=100_000, description="held-out inputs that early stopping and target_accuracy look at")
+    n_val: int = Field(256, ge=1, le=100_000, description="held-out inputs that early stopping and target_accuracy look at")
     n_test: int = Field(512, ge=1, le=100_000, description="test inputs, looked at once, at the end of a run")
     format_reward: float = Field(0.0, ge=0, le=1, description="reward for a well-formed output, right or wrong, on top of the 1 for a right one (paper: 0.1 without SFT)")
 
@@ -73,7 +73,7 @@ class CurriculumSettings(Settings):
     unit: Literal["token", "step"] = Field("token", description="all: cut the rationale at a token (paper) or only between reasoning steps (our addition)")
     min_hidden: int = Field(1, ge=1, le=10_000, description="all: at least so many tokens of the rationale stay hidden (our choice)")
     cuts: int = Field(6, ge=1, le=1000, description="r3, r3-staged: start states a sample, evenly spaced, the whole task among them (R3: 5 or 6)")
-    horizon: int = Field(300, ge=1, le=10_000_000, description="r3-staged, uft, anneal: steps until the schedule has reached 0")
+    horizon: int = Field(600, ge=1, le=10_000_000, description="r3-staged, uft, anneal: steps until the schedule has reached 0")
     shape: Literal["linear", "cosine"] = Field("linear", description="anneal: how rho falls from 1 to 0 over the horizon")
     uft_start: float = Field(0.95, ge=0, le=1, description="uft: chance at first that a step is shown (UFT: 0.95)")
     uft_end: float = Field(0.05, ge=0, le=1, description="uft: the same at the end of the horizon; after it nothing is shown (UFT: 0.05)")
@@ -87,7 +87,7 @@ class GRPOSettings(Settings):
     """The policy update."""
 
     group_size: int = Field(8, ge=2, le=1024, description="rollouts a sample, G (paper: 8)")
-    lr: float = Field(1e-3, gt=0, le=1, description="learning rate of the RL stage (paper, for 1B models: 1e-6)")
+    lr: float = Field(3e-4, gt=0, le=1, description="learning rate of the RL stage (paper, for 1B models: 1e-6)")
     max_grad_norm: float = Field(1.0, gt=0, le=1e6, description="the gradient is scaled down to this norm (our choice)")
     scale_std: bool = Field(True, description="divide advantages by the group's standard deviation")
     norm: Literal["grpo", "dapo", "dr_grpo"] = Field("grpo", description="average over tokens: within each rollout (grpo), over all of the batch (dapo), or by a constant length (dr_grpo)")
@@ -102,18 +102,18 @@ class GRPOSettings(Settings):
 class TrainerSettings(Settings):
     """How long, how often, how large."""
 
-    max_steps: int = Field(300, ge=0, le=100_000_000, description="RL steps after which a run stops")
+    max_steps: int = Field(1000, ge=0, le=100_000_000, description="RL steps after which a run stops")
     target_accuracy: float = Field(0.0, ge=0, le=1, description="stop when held-out accuracy reaches this; 0 never stops for it")
-    batch_size: int = Field(128, ge=1, le=100_000, description="samples a step, each with its group of rollouts")
-    eval_every: int = Field(10, ge=1, le=1_000_000, description="steps between held-out evaluations")
-    checkpoint_every: int = Field(50, ge=1, le=1_000_000, description="steps between checkpoints")
+    batch_size: int = Field(32, ge=1, le=100_000, description="samples a step, each with its group of rollouts; all of them if there are fewer (paper: 256, of what is not said)")
+    eval_every: int = Field(25, ge=1, le=1_000_000, description="steps between held-out evaluations")
+    checkpoint_every: int = Field(100, ge=1, le=1_000_000, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, le=1000, description="checkpoints kept, newest first")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 leaves torch's own choice. Results are bit-identical only for equal numbers of threads")
     rollout_rows: int = Field(512, ge=1, le=1_000_000, description="sequences sampled at once; changes memory and speed only")
     update_tokens: int = Field(8192, ge=1, le=100_000_000, description="padded tokens of one forward and backward pass; changes memory and speed only")
     sft_lrs: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((3e-4, 1e-3, 3e-3), min_length=1, max_length=16, description="sft: learning rates tried; the one with the best held-out loss is kept")
-    sft_max_steps: int = Field(400, ge=1, le=10_000_000, description="sft: steps at most for each learning rate, of trainer.batch_size rationales each")
-    sft_eval_every: int = Field(20, ge=1, le=1_000_000, description="sft: steps between looks at the held-out loss")
+    sft_max_steps: int = Field(1500, ge=1, le=10_000_000, description="sft: steps at most for each learning rate, of trainer.batch_size rationales each")
+    sft_eval_every: int = Field(50, ge=1, le=1_000_000, description="sft: steps between looks at the held-out loss")
     sft_patience: int = Field(4, ge=1, le=10_000, description="sft: looks without a better held-out loss before a learning rate is given up")
 
 

@@ -17,6 +17,7 @@ def advantages(rewards: torch.Tensor, scale_std: bool = True) -> torch.Tensor:  
     Example: rewards [1, 0, 0, 0] -> [0.75, -0.25, -0.25, -0.25] unscaled; the deviation is 0.433, so scaled [1.73, -0.58, -0.58, -0.58].
     """
     centred = rewards - rewards.mean(dim=1, keepdim=True)
+    centred = centred * has_gradient(rewards)[:, None]  # equal rewards, say 1.1 ten times, need not equal their rounded mean
     if not scale_std:
         return centred
     return centred / (rewards.std(dim=1, keepdim=True, correction=0) + 1e-6)

@@ -12,6 +12,7 @@ Events ("event" names the kind; "wall", seconds of training so far, is the only 
                 the group), shown (tokens), low and high (interval after the update, or null), then mean_reward, mean_rho,
                 grad_groups (share of groups with a gradient), entropy, cut and unparseable (shares of rollouts), loss, grad_norm
     sft         lr, step, loss, val_loss, and trained_tokens so far
+    sft_end     lr that won, trained_tokens, and test_accuracy with its interval before any RL
     eval        stage, step, rollouts, n, right, accuracy: held-out inputs, nothing revealed
     diagnosis   kind, text, advice, step
     checkpoint, resume, end

@@ -5,6 +5,7 @@ held-out loss every `sft_eval_every` steps, the best weights kept, stopped after
 The learning rate with the best held-out loss wins, and its best weights are the result. (All of this: our choice.)
 """
 
+import numpy as np
 import torch
 
 from .errors import UserError
@@ -24,15 +25,15 @@ def rationale_loss(model, task, samples, pad_id: int) -> tuple[torch.Tensor, int
     return -logp.sum() / mask.sum(), int(mask.sum())
 
 
-def batch_ids(n_train: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """Sample ids of one step: epochs in an order of their own, so that the order is a function of (seed, step)."""
-    picked = []
-    for place in range(step * batch_size, (step + 1) * batch_size):
-        epoch, index = divmod(place, n_train)
-        if not picked or index == 0:
-            order = numpy_generator(seed, "order", epoch).permutation(n_train)
-        picked.append(int(order[index]))
-    return picked
+def batch_ids(n_train: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Sample ids of one step [B], B = batch_size or all samples if they are fewer: a function of (seed, step).
+
+    An epoch is a new permutation, cut into whole batches; what is left over waits for the next. So no step holds a sample
+    twice: two groups that share one interval could each move it only from where it stood before the step.
+    """
+    B = min(batch_size, n_train)
+    epoch, batch = divmod(step, n_train // B)
+    return numpy_generator(seed, "order", epoch).permutation(n_train)[batch * B : (batch + 1) * B]
 
 
 def held_out_loss(model, task, pad_id: int) -> float:

@@ -60,7 +60,7 @@ def rl_step(state: State, config: Config, task, tokenizer) -> dict:
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
 
     # 1. Reveal: which samples, and how much of each rationale.
-    ids = np.array(sft.batch_ids(len(task.train), t.batch_size, config.seed, step))  # [B]
+    ids = sft.batch_ids(len(task.train), t.batch_size, config.seed, step)  # [B]
     samples = [task.train[i] for i in ids]
     rho = checked_rho(state.curriculum.reveal(ids, step), len(ids))  # [B]
     shown = [tokens_shown(r, task.step_ends(s), config.curriculum.unit, config.curriculum.min_hidden) for r, s in zip(rho, samples)]
@@ -74,7 +74,7 @@ def rl_step(state: State, config: Config, task, tokenizer) -> dict:
     judged = judge(task, tokenizer, samples, shown, rollouts)
     bonus = config.task.format_reward
     rewards = torch.tensor([[v.right + bonus * (v.kind != "unparseable") for v in group] for group in judged.verdicts])  # [B, G]
-    group_reward = rewards.mean(dim=1).double().numpy()  # [B]
+    group_reward = rewards.double().mean(dim=1).numpy()  # [B] in double precision, where 7 right of 10 reach a tau of 0.7
 
     # 4. Learn, from the groups that carry a gradient.
     keep = has_gradient(rewards)  # [B]
@@ -233,6 +233,11 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
         writer.emit("eval", stage=stage, step=state.step, rollouts=state.rollouts, generated_tokens=state.generated_tokens, trained_tokens=state.sft["trained_tokens"], n=len(task.val), right=right, accuracy=right / len(task.val), wall=wall())  # fmt: skip
         return right / len(task.val)
 
+    def test() -> dict:
+        judged = evaluate(state.model, tokenizer, task, task.test, 1, config.seed, config.grpo.temperature, t.rollout_rows)
+        right, n = sum(v[0].right for v in judged.verdicts), len(task.test)
+        return {"test_accuracy": right / n, "test_accuracy_ci95": wilson(right, n), "test_right": right, "test_n": n, "test_unparseable": judged.share("unparseable")}
+
     with Interrupts() as interrupts:
         if state.stage == "sft":
             for event in sft.sft_steps(state, config, task, tokenizer.pad_token_id):
@@ -245,6 +250,7 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
                     save()
             state.stage = "rl" if config.curriculum_name else "done"
             accuracy = look("sft")
+            writer.emit("sft_end", lr=state.sft["winner_lr"], trained_tokens=state.sft["trained_tokens"], **test(), wall=wall())
             save()
 
         stopped_by = "sft"
@@ -277,8 +283,6 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
             save()
 
     training_seconds = wall()
-    judged = evaluate(state.model, tokenizer, task, task.test, 1, config.seed, config.grpo.temperature, t.rollout_rows)
-    right, n = sum(v[0].right for v in judged.verdicts), len(task.test)
     summary = {
         "method": config.method,
         "seed": config.seed,
@@ -289,11 +293,7 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
         "sft_lr": state.sft["winner_lr"],
         "wall_seconds": training_seconds,
         "held_out_accuracy": accuracy,
-        "test_accuracy": right / n,
-        "test_accuracy_ci95": wilson(right, n),
-        "test_right": right,
-        "test_n": n,
-        "test_unparseable": judged.share("unparseable"),
+        **test(),
         "stopped_by": stopped_by,
         "machine": machine(),
     }

@@ -1,0 +1,114 @@
+"""The measurements behind the README's numbers: `python -m adaback_lite.studies NAME`.
+
+    solve       AdaBack on L = 16, coupled positions, 5 seeds; then plain RL with at least as many rollouts
+    separation  RL, SFT, SFT+RL, R3 and AdaBack in the regime where the paper's four-way separation shows, 5 seeds
+    map         test accuracy of SFT, SFT+RL, R3 and AdaBack over training inputs and position schemes, 3 seeds
+
+Each trains runs under runs/studies/NAME (a second call goes on where the first was stopped) and writes one row a run to
+data/results/NAME.csv, with NAME.json beside it: commit, machine, versions, command.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import pandas as pd
+
+from .config import Config, make_config, override
+from .parallel import train_many
+from .runs import Run
+from .trainer import machine, train
+
+RESULTS = Path(__file__).resolve().parent.parent / "data" / "results"
+SIZES = (16, 64, 256, 1024, 4096)
+G = 8  # rollouts a sample, the default
+
+
+def steps_for(rollouts: int, n_train: int, batch_size: int = 32) -> int:
+    """RL steps that make at least so many rollouts."""
+    return -(-rollouts // (G * min(batch_size, n_train)))
+
+
+def solve_configs(root: Path) -> list[Config]:
+    """AdaBack until 0.98 of the held-out inputs are right, one run after the other on all cores."""
+    return [make_config({"trainer.target_accuracy": 0.98}, method="adaback", seed=seed, out=root / f"adaback-{seed}") for seed in range(5)]
+
+
+def separation_configs(root: Path) -> list[Config]:
+    """Five methods, 8 training inputs, sequential positions, 100,000 rollouts at most."""
+    shared = {"task.n_train": 8, "policy.positions": "sequential", "trainer.target_accuracy": 0.98, "trainer.eval_every": 50, "trainer.max_steps": steps_for(100_000, 8)}
+    return [make_config(shared, method=m, seed=seed, out=root / f"{m}-{seed}") for seed in range(5) for m in ("adaback", "sft+rl", "r3", "rl")]
+
+
+def map_configs(root: Path, budget: int = 80_000) -> list[Config]:
+    """Every cell of the map for seed 0, then for seeds 1 and 2. SFT is the first stage of SFT+RL, measured before RL starts."""
+    configs = []
+    for seed in range(3):
+        for n in SIZES:
+            for positions in ("coupled", "sequential"):
+                for method in ("adaback", "sft+rl", "r3"):
+                    shared = {"task.n_train": n, "policy.positions": positions, "trainer.target_accuracy": 0.98, "trainer.max_steps": steps_for(budget, n)}
+                    shared |= {"trainer.sft_lrs": [3e-4, 1e-3], "trainer.sft_max_steps": 1000, "trainer.checkpoint_every": 1000}
+                    configs.append(make_config(shared, method=method, seed=seed, out=root / f"{positions}-{n}-{method}-{seed}"))
+    return configs
+
+
+def rows_of(run: Run) -> list[dict]:
+    """One row of a result table for a finished run; two for SFT followed by RL, the first for what SFT alone had reached."""
+    c, s = run.config, run.summary
+    about = {"positions": c.policy.positions, "n_train": c.task.n_train, "length": c.task.length, "seed": c.seed}
+    keys = ("steps", "rollouts", "generated_tokens", "trained_tokens", "test_right", "test_n", "test_accuracy", "stopped_by", "wall_seconds")
+    rows = [{"method": c.method, **about, **{k: s[k] for k in keys}}]
+    for e in run.events:
+        if e["event"] == "sft_end" and c.method != "sft":
+            sft = {"steps": 0, "rollouts": 0, "generated_tokens": 0, "stopped_by": "sft", "wall_seconds": e["wall"]}
+            rows.insert(0, {"method": "sft", **about, **{k: e.get(k, sft.get(k)) for k in keys}})
+    return rows
+
+
+def write(name: str, runs: list[Run], settings: dict, folder: Path) -> pd.DataFrame:
+    """Write NAME.csv and NAME.json; returns the table."""
+    table = pd.DataFrame([row for run in runs for row in rows_of(run)])
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / f"{name}.csv", index=False, float_format="%.5g")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    facts = {"command": f"python -m adaback_lite.studies {name}", "commit": commit, "date": date.today().isoformat(), "cpu": cpu_name(), "seeds": sorted(table.seed.unique().tolist()), "machine": machine(), "settings": settings}  # fmt: skip
+    (folder / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
+    return table
+
+
+def cpu_name() -> str:
+    """The processor's own name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    return names[0] if names else platform.processor()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one study."""
+    parser = argparse.ArgumentParser(prog="python -m adaback_lite.studies", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=("solve", "separation", "map"))
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each (solve: one after the other, all threads)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/studies"), help="folder for the runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the tables")
+    args = parser.parse_args(argv)
+    root = args.runs / args.name
+    if args.name == "solve":
+        configs = solve_configs(root)
+        runs = [train(c, resume=True) for c in configs]
+        most = max(r.summary["rollouts"] for r in runs)
+        rl = [override(c, {"method": "rl", "out": str(root / f"rl-{c.seed}"), "trainer.target_accuracy": 0.0, "trainer.max_steps": steps_for(most, 1024), "trainer.eval_every": 1000}) for c in configs]
+        runs += [train(c, resume=True) for c in rl]
+    else:
+        configs = separation_configs(root) if args.name == "separation" else map_configs(root)
+        runs = train_many(configs, args.jobs)
+    table = write(args.name, runs, configs[0].model_dump(mode="json"), args.results)
+    print(table.groupby(["method", "positions", "n_train"]).agg(seeds=("seed", "size"), accuracy=("test_accuracy", "mean"), low=("test_accuracy", "min"), high=("test_accuracy", "max"), rollouts=("rollouts", "median"), seconds=("wall_seconds", "median")).round(3).to_string())  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
