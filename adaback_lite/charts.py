@@ -16,7 +16,9 @@ the run. What the trainer found wrong with a run stands under the chart's title.
 Importing this module switches Altair to a renderer that needs no network (`use_offline`).
 """
 
+import math
 import os
+import struct
 import textwrap
 import warnings
 from pathlib import Path
@@ -96,13 +98,13 @@ def colours_of(labels) -> dict[str, str]:
 
 
 def diagnoses(logs: dict[str, list[list[dict]]]) -> list[str]:
-    """What the trainer found wrong, each kind once for a label: "Diagnosis (rl, step 20): text Advice: advice". At most six."""
+    """What the trainer found wrong, each kind once for a label: "Diagnosis (rl, step 20): text Advice: advice". At most four."""
     found = {}
     for label, group in logs.items():
         for event in (e for events in group for e in events if e["event"] == "diagnosis"):
             found.setdefault((label, event["kind"]), f"Diagnosis ({label}, step {event['step']}): {event['text']} Advice: {event['advice']}")
     texts = list(found.values())
-    return texts[:6] + ([f"And {len(texts) - 6} more, in the runs' events."] if len(texts) > 6 else [])
+    return texts[:4] + ([f"And {len(texts) - 4} more, in the runs' events."] if len(texts) > 4 else [])
 
 
 def _method(events: list[dict]) -> str:
@@ -278,7 +280,10 @@ def intervals(run, ids: list[int] | None = None, title: str | None = None) -> al
     y_title = "Revealed share ρ"
     x = alt.X("x:Q", title="RL step", axis=alt.Axis(tickMinStep=1, tickCount=5))
     panel = alt.layer(
-        alt.Chart().mark_area(opacity=0.25, color="#777777", interpolate="step-after").transform_filter("isValid(datum.high)").encode(x, alt.Y("low:Q", title=y_title, scale=alt.Scale(domain=[0, 1])), alt.Y2("high:Q")),
+        alt.Chart()
+        .mark_area(opacity=0.25, color="#777777", interpolate="step-after")
+        .transform_filter("isValid(datum.high)")
+        .encode(x, alt.Y("low:Q", title=y_title, scale=alt.Scale(domain=[0, 1])), alt.Y2("high:Q")),
         alt.Chart()
         .mark_point(filled=True, size=38, opacity=0.9)
         .transform_filter("isValid(datum.rho)")
@@ -332,10 +337,15 @@ def heatmap(run, title: str | None = None) -> alt.Chart:
             alt.Y("bottom:Q", title="Samples, hardest at the top", scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1)),
             alt.Y2("top:Q"),
             color=alt.Color("value:Q", title=name, scale=alt.Scale(scheme="viridis", domain=[0, 1])),
-            tooltip=[alt.Tooltip("left:Q", title="after step"), alt.Tooltip("right:Q", title="to step"), alt.Tooltip("bottom:Q", title="rank of sample"), alt.Tooltip("value:Q", title=name, format=".2f")],
+            tooltip=[
+                alt.Tooltip("left:Q", title="after step"),
+                alt.Tooltip("right:Q", title="to step"),
+                alt.Tooltip("bottom:Q", title="rank of sample"),
+                alt.Tooltip("value:Q", title=name, format=".2f"),
+            ],
         )
     )
-    note = "The largest share that may still be shown, by sample." if key == "high" else "The share that was shown, by sample."
+    note = ("The largest share that may still be shown." if key == "high" else "The share that was shown.") + " Blank: not visited yet."
     return _finish(chart, title or f"How much each sample is shown ({label})", [note if rows else _no_steps({label: [events]}), *diagnoses({label: [events]})])
 
 
@@ -343,7 +353,11 @@ def reward(runs, title: str | None = None) -> alt.LayerChart:
     """Mean training reward (line, something revealed) and held-out accuracy (points, nothing revealed) over the steps. Mean over seeds."""
     logs = logs_of(runs)
     rows = [row | {"method": label, "what": "training reward"} for label, group in logs.items() for row in over_seeds([_binned(_of(e, "step"), "mean_reward") for e in group])]
-    held = [row | {"method": label, "what": "held-out accuracy"} for label, group in logs.items() for row in over_seeds([[(e["step"], e["accuracy"]) for e in _of(g, "eval")] for g in group])]
+    held = [
+        row | {"method": label, "what": "held-out accuracy"}
+        for label, group in logs.items()
+        for row in over_seeds([[(e["step"], e["accuracy"]) for e in _of(g, "eval")] for g in group])
+    ]
     color, y_title = _colour(logs), "Share right"
     tips = _tips("method", "what", "x", "mean")
     y = alt.Y("mean:Q", title=y_title, scale=_share_scale([*rows, *held]))
@@ -362,7 +376,11 @@ def health(runs, title: str | None = None) -> alt.VConcatChart:
     """Three signs of a run's health over the steps: groups with a gradient, entropy, outputs that cannot be read. Mean over seeds."""
     logs = logs_of(runs)
     color, panels = _colour(logs), []
-    for key, name, unit in (("grad_groups", "Groups with a gradient", "share"), ("entropy", "Entropy of the policy", "nats a token"), ("unparseable", "Outputs that cannot be read", "share")):
+    for key, name, unit in (
+        ("grad_groups", "Groups with a gradient", "share"),
+        ("entropy", "Entropy of the policy", "nats a token"),
+        ("unparseable", "Outputs that cannot be read", "share"),
+    ):
         rows = [row | {"method": label} for label, group in logs.items() for row in over_seeds([_binned(_of(e, "step"), key) for e in group])]
         scale = alt.Scale(domainMin=0) if key == "entropy" else _share_scale(rows)
         panels.append(
@@ -384,7 +402,9 @@ def ladder(rationale: str, shares=(1.0, 0.75, 0.5, 0.25, 0.0), title: str = "Bet
     rows = []
     for share in shares:
         for i, token in enumerate(rationale):
-            rows.append({"row": names.get(share, f"ρ = {share:g}"), "place": i + 1, "token": token, "who": "revealed" if i < int(share * len(rationale)) else "written by the model"})
+            rows.append(
+                {"row": names.get(share, f"ρ = {share:g}"), "place": i + 1, "token": token, "who": "revealed" if i < int(share * len(rationale)) else "written by the model"}
+            )
     base = alt.Chart(_data(rows)).encode(
         alt.X("place:O", title="Token of the rationale", axis=alt.Axis(labelAngle=0, ticks=False, domain=False, grid=False)),
         alt.Y("row:N", title=None, sort=None, axis=alt.Axis(ticks=False, domain=False, grid=False, labelLimit=200)),
@@ -402,18 +422,28 @@ def ladder(rationale: str, shares=(1.0, 0.75, 0.5, 0.25, 0.0), title: str = "Bet
     )
 
 
-def curves(table: dict[str, list[tuple[float, float]]], x: str, y: str, title: str, log: bool = False) -> alt.LayerChart:
-    """Curves from plain numbers: {name: [(x, y), ...]}, with the axes' titles. `log` draws y on a logarithmic axis (zeros are left out)."""
-    rows = [{"name": name, "x": float(a), "y": float(b)} for name, points in table.items() for a, b in points if b > 0 or not log]
+def curves(table: dict[str, list[tuple[float, float]]], x: str, y: str, title: str, log: bool = False, dots: tuple[str, ...] = ()) -> alt.LayerChart:
+    """Curves from plain numbers.
+
+    Args:
+        table: {name: [(x, y), ...]}.
+        x, y, title: the axes' titles and the chart's.
+        log: draw y on a logarithmic axis; zeros are left out.
+        dots: names to draw as points without a line.
+    """
+    rows = [{"name": name, "x": float(a), "y": float(b), "line": name not in dots} for name, points in table.items() for a, b in points if b > 0 or not log]
     names, colours = list(table), colours_of(table)
+    positive = [row["y"] for row in rows if row["y"] > 0] if log else []
+    decades = [10.0**e for e in range(math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive))) + 1)] if positive else []
+    y_axis = {"scale": alt.Scale(type="log"), "axis": alt.Axis(format="~g", values=decades)} if decades else {}
     chart = alt.Chart(_data(rows)).encode(
         alt.X("x:Q", title=x, scale=alt.Scale(zero=False, nice=False, padding=8)),
-        alt.Y("y:Q", title=y, scale=alt.Scale(type="log") if log else alt.Scale(), axis=alt.Axis(format="~g") if log else alt.Axis()),
+        alt.Y("y:Q", title=y, **y_axis),
         color=alt.Color("name:N", title=None, sort=names, scale=alt.Scale(domain=names, range=[colours[n] for n in names])),
         shape=alt.Shape("name:N", title=None, sort=names, scale=alt.Scale(domain=names)),
         tooltip=[alt.Tooltip("name:N", title="curve"), alt.Tooltip("x:Q", title=x), alt.Tooltip("y:Q", title=y, format=".3g")],
     )
-    return _finish(alt.layer(chart.mark_line(strokeWidth=1.5), chart.mark_point(filled=True, size=40, opacity=1)), title, [])
+    return _finish(alt.layer(chart.mark_line(strokeWidth=1.5).transform_filter("datum.line"), chart.mark_point(filled=True, size=40, opacity=1)), title, [])
 
 
 # --- showing and saving -----------------------------------------------------------------------------------------------
@@ -427,6 +457,8 @@ def use_offline() -> None:
 
     def bundle(spec: dict, **_) -> tuple[dict, dict]:
         picture, metadata = spec_to_mimebundle(spec, format="png", mode="vega-lite", scale_factor=2)
+        width, height = struct.unpack(">II", picture["image/png"][16:24])
+        metadata["image/png"] = {"width": width // 2, "height": height // 2}  # twice as fine as it is shown
         return {VEGALITE_MIME: spec | {"$schema": VEGALITE_SCHEMA}, **picture, "text/plain": "<an Altair chart>"}, metadata
 
     alt.renderers.register("adaback-offline", bundle)
@@ -500,7 +532,8 @@ def _four(visits: dict[int, list[dict]]) -> list[int]:
     def need(i):
         return float(np.mean([v["rho"] if v["high"] is None else v["high"] for v in visits[i]]))
 
-    ranked = sorted(visits, key=lambda i: (need(i), i))
+    often = 0.5 * max(map(len, visits.values()), default=0)  # a sample with few visits has little to show
+    ranked = sorted((i for i in visits if len(visits[i]) >= often), key=lambda i: (need(i), i))
     return list(dict.fromkeys(ranked[round(q * (len(ranked) - 1))] for q in (0, 1 / 3, 2 / 3, 1))) if ranked else []
 
 

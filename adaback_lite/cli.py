@@ -91,13 +91,13 @@ def setting_bounds(field) -> str:
     for m in field.metadata:
         match m:
             case annotated_types.Ge():
-                low = f"{m.ge:g}" if abs(m.ge) < 1e6 else f"{m.ge:,}"
+                low = in_words(m.ge)
             case annotated_types.Gt():
-                low = f"above {m.gt:g}"
+                low = f"above {in_words(m.gt)}"
             case annotated_types.Le():
-                high = f"{m.le:g}" if abs(m.le) < 1e6 else f"{m.le:,}"
+                high = in_words(m.le)
             case annotated_types.Lt():
-                high = f"below {m.lt:g}"
+                high = f"below {in_words(m.lt)}"
             case annotated_types.MinLen():
                 several = f"{m.min_length}"
             case annotated_types.MaxLen():
@@ -111,6 +111,11 @@ def setting_bounds(field) -> str:
     if not (low and high):
         return low or high
     return f"{low}, up to {high}" if low.startswith("above") or high.startswith("below") else f"{low} to {high}"
+
+
+def in_words(bound: float) -> str:
+    """A bound for a reader: 1,000,000 and 0.5."""
+    return f"{bound:,.0f}" if bound == int(bound) else f"{bound:g}"
 
 
 def setting_default(field) -> str:
@@ -226,9 +231,9 @@ def check_left_over(left_over: list[str], parser: Parser, positional: bool) -> N
     for arg in left_over:
         if arg.startswith("-"):
             given = arg.split("=")[0]
-            near = difflib.get_close_matches(given, parser._option_string_actions, n=1, cutoff=0.5) or [
-                flag for flag in parser._option_string_actions if flag.rpartition(".")[2] == given.lstrip("-")
-            ]  # the second: `--tau` for `--curriculum.tau`
+            flags = list(parser._option_string_actions)
+            near = [flag for flag in flags if flag.rpartition(".")[2] == given.lstrip("-")]  # `--tau` for `--curriculum.tau`
+            near = near or difflib.get_close_matches(given, flags, n=1, cutoff=0.7)
             raise UserError(f"There is no setting '{given}'. " + (f"Did you mean '{near[0]}'?" if near else f"'{parser.prog} --help' lists all."))
     if left_over[1 if positional else 0 :]:
         raise UserError(f"'{left_over[-1]}' is one word too many; '{parser.prog} --help' shows the form.")
@@ -346,12 +351,10 @@ def run_base(args: argparse.Namespace, words: list[str]) -> int:
     """`adaback base`."""
     config = make_config(given_settings(args))
     from .pretrain import SHIPPED, base_folder, base_name, save_base
-    from .runs import _disk
 
     with base_progress() as progress:
         if args.ship:
-            with _disk(SHIPPED):
-                folder = save_base(config.policy, config.task.length, SHIPPED / base_name(config.policy, config.task.length), progress)
+            folder = save_base(config.policy, config.task.length, SHIPPED / base_name(config.policy, config.task.length), progress)
         else:
             folder = base_folder(config.policy, config.task.length, progress=progress)
     print(f"The base is in {folder}")
@@ -377,7 +380,8 @@ def base_progress(quiet: bool = False):
 
     def progress(step: int, loss: float) -> None:
         nonlocal bar
-        bar = bar or tqdm(unit="step", desc="making the base", disable=quiet, mininterval=0.5 if sys.stderr.isatty() else 20)
+        if bar is None:
+            bar = tqdm(unit="step", desc="making the base", disable=quiet, mininterval=0.5 if sys.stderr.isatty() else 20)
         bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
         bar.update()
 

@@ -204,7 +204,7 @@ def make_config(settings: dict[str, Any] | None = None, **named) -> Config:
 
 def override(config: Config, settings: dict[str, Any]) -> Config:
     """`config` with some dotted names changed."""
-    return make_config({**_flat(config), **settings})
+    return make_config({**flat(config), **settings})
 
 
 def load_config(path: str | os.PathLike) -> Config:
@@ -229,7 +229,8 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _flat(config: Config) -> dict[str, Any]:
+def flat(config: Config) -> dict[str, Any]:
+    """All settings by dotted name."""
     values = config.model_dump()
     return {n: values[n.split(".")[0]][n.split(".")[1]] if "." in n else values[n] for n in setting_names()}
 
@@ -247,7 +248,7 @@ def _sentence(error: ValidationError) -> str:
     if problem["type"] == "extra_forbidden":
         return _unknown(name)
     if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])[:1].upper() + str(problem["ctx"]["error"])[1:] + "."
+        return f"The setting {problem['ctx']['error']}."
     field, value = setting_names().get(name), problem["input"]
     low, high = bounds(field) if field is not None else (None, None)
     allowed = f" It lies between {low:g} and {high:g}." if low is not None and high is not None else ""

@@ -26,11 +26,15 @@ def train_many(configs: list[Config | dict], jobs: int = 2, resume: bool = True,
     # A fresh interpreter for each worker: forking a process in which torch has started its threads can hang.
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = {pool.submit(_train_one, c, resume): c for c in configs}
-        with tqdm(total=len(configs), disable=not progress, unit="run", desc="runs", mininterval=5) as bar:
-            for future in as_completed(futures):
-                bar.update()
-                if future.exception() is not None:
-                    failures.append((futures[future].out, future.exception()))
+        try:
+            with tqdm(total=len(configs), disable=not progress, unit="run", desc="runs", mininterval=5) as bar:
+                for future in as_completed(futures):
+                    bar.update()
+                    if future.exception() is not None:
+                        failures.append((futures[future].out, future.exception()))
+        except KeyboardInterrupt:  # the workers got it too: they finish their step and write a checkpoint; start no others
+            pool.shutdown(cancel_futures=True)
+            raise
     if failures:
         out, error = failures[0]
         raise UserError(f"{len(failures)} of {len(configs)} runs failed, first {out}: {error}") from error

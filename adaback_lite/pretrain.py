@@ -6,6 +6,7 @@ chains Y_1 Z_1 ... Y_L Z_L in which every Z_i of a chain follows one of four rul
 No rule combines two bits. `tests/test_pretrain.py` checks that the result knows no parity.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -13,12 +14,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import torch
 
 from .config import PolicySettings
 from .errors import UserError
 from .packing import Prefix, packed_logprobs
 from .policy import tiny_model, tiny_tokenizer
+from .runs import _disk
 from .seeding import numpy_generator
 from .tasks.parity import prompt_positions
 
@@ -97,11 +100,20 @@ def save_base(settings: PolicySettings, length: int, folder: Path, progress=None
     finally:
         torch.set_num_threads(before)
     temporary = folder.with_name(f"{folder.name}.writing-{os.getpid()}")
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
     facts = {"recipe": RECIPE, "length": length, "policy": settings.model_dump(), "seconds": round(time.time() - started, 1), "torch": torch.__version__}
-    (temporary / "made.json").write_text(json.dumps(facts, indent=2) + "\n")
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    with _disk(folder.parent, clean=temporary):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        except safetensors.SafetensorError as error:  # how safetensors words what the disk says
+            raise OSError(errno.ENOSPC if "code: 28" in str(error) else errno.EIO, str(error)) from error
+        (temporary / "made.json").write_text(json.dumps(facts, indent=2) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            temporary.rename(folder)
+        except OSError:  # another process was as fast; what it made is the same
+            if not (folder / "config.json").is_file():
+                raise
+            shutil.rmtree(temporary)
     return folder

@@ -1,7 +1,12 @@
-"""Tables over runs, and a notebook as one HTML file that needs no network."""
+"""Tables over runs, and a notebook as one HTML file that needs no network.
+
+methods_table(runs)        a row for each method, over its seeds
+html_export(ipynb, html)   also from the command line: python -m adaback_lite.report executed.ipynb page.html
+"""
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -69,3 +74,20 @@ def html_export(ipynb: str | os.PathLike, html: str | os.PathLike) -> Path:
     html.parent.mkdir(parents=True, exist_ok=True)
     html.write_text(text, encoding="utf-8")
     return html
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m adaback_lite.report executed.ipynb page.html`. Returns the exit status."""
+    if len(arguments) != 2:
+        print("usage: python -m adaback_lite.report executed.ipynb page.html", file=sys.stderr)
+        return 2
+    try:
+        print(html_export(*arguments))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -2,7 +2,7 @@
 
     config.yaml        every setting; training from it again gives the same run
     events.jsonl       one JSON object a line, in order; charts, tables and diagnoses read nothing else
-    checkpoints/       step-000050/ and so on: *.safetensors and state.json, nothing pickled
+    checkpoints/       step-2-rl-00000100/ and so on: *.safetensors and state.json, nothing pickled
     summary.json       written when the run ends
 
 Events ("event" names the kind; "wall", seconds of training so far, is the only value that differs between equal runs):
@@ -126,7 +126,8 @@ class RunWriter(Run):
         folder = self.folder
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file; choose another --out.")
-        contents = {p.name for p in folder.iterdir()} - {"lock"} if folder.is_dir() else set()
+        # A run killed in its first moments leaves its lock and perhaps half a config.yaml, and may start again.
+        contents = {p.name for p in folder.iterdir()} - {"lock", "config.yaml.writing"} if folder.is_dir() else set()
         if contents and "config.yaml" not in contents:
             raise UserError(f"{folder} holds files but no run; choose another --out, nothing was changed.")
         if contents and not resume:
@@ -139,10 +140,10 @@ class RunWriter(Run):
             except BlockingIOError:
                 self._lock.close()
                 raise UserError(f"{folder} is being written by another process; wait for it, stop it, or choose another --out.") from None
+            write_atomically(folder / "config.yaml", dump_config(self._config))
             (folder / "checkpoints").mkdir(exist_ok=True)
             for left_over in (folder / "checkpoints").glob("writing-*"):
                 shutil.rmtree(left_over)
-            write_atomically(folder / "config.yaml", dump_config(self._config))
             (folder / "summary.json").unlink(missing_ok=True)
             self._log = open(folder / "events.jsonl", "ab")  # noqa: SIM115
 
@@ -183,9 +184,10 @@ class RunWriter(Run):
                 _write(temporary / f"{part}.safetensors", data)
             record = {"version": CHECKPOINT_VERSION, "log_size": self.log_size(), "sha256": digests, **state}
             _write(temporary / "state.json", json.dumps(record).encode())
-            if final.exists():
-                shutil.rmtree(final)
+            if final.exists():  # moved, not deleted file by file: a kill must not leave half of it under a checkpoint's name
+                final.rename(root / f"writing-old-{name}")
             temporary.rename(final)
+            shutil.rmtree(root / f"writing-old-{name}", ignore_errors=True)
             for old in self.checkpoints()[self._config.trainer.keep_checkpoints :]:
                 shutil.rmtree(old)
 

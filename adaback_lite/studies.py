@@ -16,12 +16,13 @@ import sys
 from datetime import date
 from pathlib import Path
 
+import altair as alt
 import pandas as pd
 
 from .config import Config, make_config, override
 from .parallel import train_many
-from .runs import Run
-from .trainer import machine, train
+from .runs import Run, write_atomically
+from .trainer import train
 
 RESULTS = Path(__file__).resolve().parent.parent / "data" / "results"
 SIZES = (16, 64, 256, 1024, 4096)
@@ -70,15 +71,48 @@ def rows_of(run: Run) -> list[dict]:
     return rows
 
 
-def write(name: str, runs: list[Run], settings: dict, folder: Path) -> pd.DataFrame:
+def started(root: Path) -> dict:
+    """Commit, date and command of a study's first call, kept beside its runs, since a later call may only collect them."""
+    note = root / "started.json"
+    if not note.is_file():
+        root.mkdir(parents=True, exist_ok=True)
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+        write_atomically(note, json.dumps({"command": f"python -m adaback_lite.studies {root.name}", "commit": commit, "date": date.today().isoformat()}))
+    return json.loads(note.read_text())
+
+
+def write(name: str, runs: list[Run], about: dict, folder: Path) -> pd.DataFrame:
     """Write NAME.csv and NAME.json; returns the table."""
     table = pd.DataFrame([row for run in runs for row in rows_of(run)])
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / f"{name}.csv", index=False, float_format="%.5g")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    facts = {"command": f"python -m adaback_lite.studies {name}", "commit": commit, "date": date.today().isoformat(), "cpu": cpu_name(), "seeds": sorted(table.seed.unique().tolist()), "machine": machine(), "settings": settings}  # fmt: skip
+    facts = {**about, "cpu": cpu_name(), "seeds": sorted(table.seed.unique().tolist()), "machine": runs[0].summary["machine"], "settings_of_the_first_run": runs[0].config.model_dump(mode="json")}
     (folder / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
     return table
+
+
+def draw_map(table: pd.DataFrame) -> alt.Chart:
+    """The regime map: mean test accuracy of each method over training inputs and position schemes, with the seeds' range as text.
+
+    `table` is what `write` made, or data/results/map.csv. Blue is solved, white is nothing; a claim that does not hold is seen at a glance.
+    """
+    cells = table.groupby(["positions", "method", "n_train"]).agg(accuracy=("test_accuracy", "mean"), low=("test_accuracy", "min"), high=("test_accuracy", "max"), seeds=("seed", "nunique"))
+    cells = cells.reset_index()
+    cells["range"] = [f"{low:.2f} to {high:.2f}" for low, high in zip(cells.low, cells.high)]
+    cells["mean"] = [f"{a:.3f}" if a < 0.1 else f"{a:.2f}" for a in cells.accuracy]
+    names = {"sft": "SFT", "sft+rl": "SFT+RL", "r3": "R3", "adaback": "AdaBack"}
+    cells["method"] = cells.method.map(names)
+    base = alt.Chart(cells).encode(
+        x=alt.X("n_train:O", title="training inputs", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("method:N", title=None, sort=list(names.values())),
+    )
+    dark = alt.condition(alt.datum.accuracy > 0.55, alt.value("white"), alt.value("#222222"))
+    fill = base.mark_rect(stroke="white").encode(color=alt.Color("accuracy:Q", title="test accuracy", scale=alt.Scale(scheme="blues", domain=[0, 1])))
+    mean = base.mark_text(dy=-6, fontSize=13).encode(text="mean:N", color=dark)
+    spread = base.mark_text(dy=9, fontSize=9).encode(text="range:N", color=dark)
+    return alt.layer(fill, mean, spread).properties(width=430, height=200).facet(
+        alt.Column("positions:N", title=None, sort=["coupled", "sequential"], header=alt.Header(labelFontSize=13, labelExpr="datum.value + ' positions'"))
+    )  # fmt: skip
 
 
 def cpu_name() -> str:
@@ -97,6 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the tables")
     args = parser.parse_args(argv)
     root = args.runs / args.name
+    about = started(root)
     if args.name == "solve":
         configs = solve_configs(root)
         runs = [train(c, resume=True) for c in configs]
@@ -106,7 +141,9 @@ def main(argv: list[str] | None = None) -> None:
     else:
         configs = separation_configs(root) if args.name == "separation" else map_configs(root)
         runs = train_many(configs, args.jobs)
-    table = write(args.name, runs, configs[0].model_dump(mode="json"), args.results)
+    table = write(args.name, runs, about, args.results)
+    if args.name == "map":
+        draw_map(table).save(args.results / "map.png", ppi=110)
     print(table.groupby(["method", "positions", "n_train"]).agg(seeds=("seed", "size"), accuracy=("test_accuracy", "mean"), low=("test_accuracy", "min"), high=("test_accuracy", "max"), rollouts=("rollouts", "median"), seconds=("wall_seconds", "median")).round(3).to_string())  # fmt: skip
 
 

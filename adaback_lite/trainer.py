@@ -18,7 +18,7 @@ import transformers
 from tqdm import tqdm
 
 from . import sft
-from .config import Config, make_config, override
+from .config import Config, flat, make_config, override
 from .curricula import make_curriculum, tokens_shown
 from .diagnose import diagnose
 from .errors import UserError
@@ -172,7 +172,7 @@ def checked_rho(rho, n: int) -> np.ndarray:
     """A curriculum's answer as an array [n]; UserError when it is not n shares in [0, 1]."""
     rho = np.asarray(rho, dtype=np.float64)
     if rho.shape != (n,) or not ((rho >= 0) & (rho <= 1)).all():
-        raise UserError(f"The curriculum's reveal() must return {n} shares between 0 and 1, one a sample, but returned shape {rho.shape} with values from {rho.min():g} to {rho.max():g}.")
+        raise UserError(f"The curriculum's reveal() must return {n} shares between 0 and 1, one a sample, but returned shape {rho.shape}" + (f" with values from {rho.min():g} to {rho.max():g}." if rho.size else "."))
     return rho
 
 
@@ -223,9 +223,13 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
     def wall() -> float:
         return round(time.perf_counter() - started, 3)
 
+    saved = (state.stage, state.step) if writer.checkpoints() else None  # what the newest checkpoint holds
+
     def save() -> None:
+        nonlocal saved
         state.wall = wall()
         save_state(state, writer)
+        saved = (state.stage, state.step)
 
     def look(stage: str) -> float:
         judged = evaluate(state.model, tokenizer, task, task.val, 1, config.seed, config.grpo.temperature, t.rollout_rows)
@@ -249,15 +253,14 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
                 if state.sft["step"] and state.sft["step"] % t.checkpoint_every == 0:
                     save()
             state.stage = "rl" if config.curriculum_name else "done"
-            accuracy = look("sft")
+            look("sft")
             writer.emit("sft_end", lr=state.sft["winner_lr"], trained_tokens=state.sft["trained_tokens"], **test(), wall=wall())
             save()
 
-        stopped_by = "sft"
+        stopped_by, accuracy = "sft", last_accuracy(writer, state.step)
         if state.stage == "rl":
             seen = [{k: v for k, v in e.items() if k not in ("ids", "rho", "reward", "shown", "low")} for e in writer.events if e["event"] == "step"]
             told = {e["kind"] for e in writer.events if e["event"] == "diagnosis"}
-            accuracy = last_accuracy(writer, state.step)
             if accuracy is None:
                 accuracy = look("rl")
             bar = tqdm(total=t.max_steps, initial=state.step, disable=not progress, unit="step", desc=Path(config.out).name, mininterval=0.5 if os.isatty(2) else 20, leave=os.isatty(2))
@@ -280,7 +283,8 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
                     save()
             bar.close()
             stopped_by = "target_accuracy" if t.target_accuracy and accuracy >= t.target_accuracy else "max_steps"
-            save()
+            if saved != (state.stage, state.step):
+                save()
 
     training_seconds = wall()
     summary = {
@@ -351,7 +355,8 @@ def save_state(state: State, writer: RunWriter) -> None:
     tensors |= {name: value for name, value in (("best", state.best), ("winner", state.winner)) if value}
     curriculum = state.curriculum.state_dict() if hasattr(state.curriculum, "state_dict") else None
     numbers = {k: getattr(state, k) for k in ("stage", "step", "rollouts", "generated_tokens", "wall", "sft")}
-    name = f"{state.step:08d}" if state.stage != "sft" else f"{0:08d}-sft-{state.sft['lr_index']:02d}-{state.sft['step']:08d}"
+    # Names sort as the stages follow each other: the last is the newest.
+    name = f"2-rl-{state.step:08d}" if state.stage != "sft" else f"1-sft-{state.sft['lr_index']:02d}-{state.sft['step']:08d}"
     writer.emit("checkpoint", stage=state.stage, step=state.step)
     writer.save_checkpoint(name, tensors, {"curriculum": curriculum, **numbers})
 
@@ -398,9 +403,7 @@ MAY_DIFFER = ("trainer.max_steps", "trainer.target_accuracy", "out")
 
 def resumed_config(asked: Config, saved: Config) -> Config:
     """The saved configuration with what may change on resume. Raises UserError for any other difference."""
-    from .config import _flat
-
-    a, s = _flat(asked), _flat(saved)
+    a, s = flat(asked), flat(saved)
     for name in a:
         if a[name] != s[name] and name not in MAY_DIFFER:
             raise UserError(f"{asked.out} was trained with {name} {s[name]}, not {a[name]}; resume with the same settings, or choose another --out.")

@@ -1,0 +1,128 @@
+"""The files around the library agree: pyproject.toml, constraints.txt, environment.yml, the Makefile, .ci/run."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import adaback_lite
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DEFAULT = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+EVERYTHING = DEFAULT + [r for extra in PROJECT["optional-dependencies"].values() for r in extra]
+
+
+def pins(lines) -> dict[str, str]:
+    """{canonical name: version} of lines like 'name==version'."""
+    return {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines if re.match(r"[\w.-]+==", line))}
+
+
+CONSTRAINTS = pins((ROOT / "constraints.txt").read_text().splitlines())
+
+
+@pytest.mark.parametrize("line", sorted(set(EVERYTHING)))
+def test_constraints_pin_each_dependency_within_its_range(line):
+    requirement = Requirement(line)
+    assert Version(CONSTRAINTS[canonicalize_name(requirement.name)]) in requirement.specifier
+
+
+def test_constraints_are_exact_and_name_no_place():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)  # no ranges, no +cpu, no files, no addresses
+    assert len(CONSTRAINTS) == len(lines)
+
+
+def test_torch_is_pinned_exactly_and_nothing_heavy_comes_with_it():
+    assert [r for r in DEFAULT if r.startswith("torch")] == [f"torch=={CONSTRAINTS['torch']}"]
+    assert not [name for name in CONSTRAINTS if name.startswith("nvidia") or name == "triton"]
+
+
+def test_environment_yml_agrees():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["name"] == PROJECT["name"] and environment["channels"] == ["conda-forge"]
+    conda = [d for d in environment["dependencies"] if isinstance(d, str)]
+    (through_pip,) = (d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
+    python = next(d for d in conda if d.startswith("python=")).partition("=")[2]
+    assert Version(python) in Requirement(f"python{PROJECT['requires-python']}").specifier
+    assert "pip" in conda and "--constraint constraints.txt" in through_pip and "--editable ." in through_pip
+    names = {canonicalize_name(Requirement(line).name) for line in DEFAULT}
+    assert pins(through_pip) == {name: CONSTRAINTS[name] for name in names}
+
+
+def test_tested_versions_are_the_pinned_ones():
+    """`make test` installs by constraints.txt; elsewhere this tells what differs."""
+    from importlib.metadata import version
+
+    different = {}
+    for line in DEFAULT:
+        name = canonicalize_name(Requirement(line).name)
+        if version(name).partition("+")[0] != CONSTRAINTS[name]:
+            different[name] = (version(name), CONSTRAINTS[name])
+    assert not different
+
+
+def test_version_is_the_same_everywhere():
+    assert PROJECT["version"] == adaback_lite.__version__ == yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+
+
+def test_licence_and_citation():
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["license"] == PROJECT["license"] == "MIT" and citation["title"] and citation["authors"]
+    assert "2506.18110" in str(citation["references"])
+
+
+@pytest.mark.parametrize("target", ["help", "env", "demo", "test", "lab", "bench", "clean"])
+def test_makefile_has_the_target(target):
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE)
+    assert re.search(rf"^\.PHONY:.*\b{target}\b", makefile, re.MULTILINE)
+
+
+def test_makefile_refuses_an_old_or_missing_python(tmp_path):
+    """In a folder of its own, so that the stamp is missing and nothing here is touched."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    old = tmp_path / "old-python"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1\nexit 1\n')
+    old.chmod(0o755)
+    result = subprocess.run(["make", "env", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2 and "Python 3.9.1 is too old: adaback-lite needs Python 3.11 or newer." in result.stderr
+    result = subprocess.run(["make", "env", "PYTHON=no-such-python"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2 and "There is no 'no-such-python' here" in result.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_ci_runs_make_test_and_nothing_else():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    commands = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]
+    assert commands == ["set -euo pipefail", 'cd "$(dirname "$0")/.."', "make test"]
+
+
+def test_all_public_names_load_and_unknown_ones_do_not():
+    for name in adaback_lite.__all__:
+        assert getattr(adaback_lite, name) is not None
+    assert set(adaback_lite.__all__) <= set(dir(adaback_lite))
+    assert adaback_lite.curricula.AdaBack is adaback_lite.AdaBack
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = adaback_lite.trian
+
+
+def test_import_is_light():
+    """`import adaback_lite` and the command line's help load no torch."""
+    code = "import sys, adaback_lite, adaback_lite.cli; adaback_lite.cli.make_parsers(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_console_script_is_main():
+    assert PROJECT["scripts"] == {"adaback": "adaback_lite.cli:main"}
