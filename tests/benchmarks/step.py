@@ -295,13 +295,19 @@ def medians(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: round(statistics.median(row[name] for row in rows), 4) for name in rows[0]}
 
 
-def tune_trl(size: Size, reveal: float) -> dict[str, float]:
-    """Seconds a step of TRL for several ways to cut its batch, and both of its caches: 'batch 128, static cache' -> median of 3 after a warm-up step."""
+def tune_trl(size: Size, reveal: float, rounds: int = 2) -> dict[str, float]:
+    """The fastest step of TRL for several ways to cut its batch, and both of its caches: {'128 static': seconds, ...}.
+
+    In rounds, and the fastest rather than the median, so that a disturbance of the machine does not pick the wrong one.
+    """
     sequences, tried = size.prompts * size.group, {}
-    for batch, cache in [(sequences // n, None) for n in (1, 2, 4, 8, 16) if sequences % n == 0 and sequences // n >= 1] + [(sequences // 4, "static")]:
-        rows = TRL(size, reveal, batch, 4, cache).train()[1:]
-        tried[f"{batch} {cache or 'dynamic'}"] = round(statistics.median(row["step"] for row in rows), 4)
-        gc.collect()
+    batches = [sequences // n for n in (1, 2, 4, 8, 16) if sequences % n == 0 and sequences // n >= size.group]
+    for _ in range(rounds):
+        for batch, cache in [(b, None) for b in batches] + [(b, "static") for b in batches[1:3]]:
+            name = f"{batch} {cache or 'dynamic'}"
+            rows = TRL(size, reveal, batch, 3, cache).train()[1:]
+            tried[name] = min([round(row["step"], 4) for row in rows] + [tried.get(name, float("inf"))])
+            gc.collect()
     return tried
 
 

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from adaback_lite.rollout import sample_rollouts
 
+from adaback_lite.rollout import sample_rollouts
 from tests.benchmarks import step
 
 SMALL = step.Size(prompts=4, group=3, tokens=12)
