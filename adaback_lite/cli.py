@@ -164,7 +164,8 @@ def make_parsers() -> tuple[Parser, dict[str, Parser]]:
     """The parser, and those of its commands."""
     from . import __version__
 
-    parser = Parser(prog="adaback", description="Learn, teach and try AdaBack, a per-sample curriculum for reinforcement learning of reasoning models.", allow_abbrev=False)
+    about = "Learn, teach and try AdaBack, a per-sample curriculum for reinforcement learning of reasoning models."
+    parser = Parser(prog="adaback", description=about, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"adaback-lite {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
 
@@ -172,7 +173,7 @@ def make_parsers() -> tuple[Parser, dict[str, Parser]]:
         "train",
         help="train one run, or one for each of several seeds",
         usage="adaback train [TASK | FILE.yaml] [--method X] [--out FOLDER] [--resume] [--seeds N N ...] [--GROUP.SETTING VALUE ...]",
-        description=f"Train, evaluate, and write a run's folder. TASK is {' or '.join(TASKS)}; FILE.yaml holds settings, which options override. Settings are given by their dotted names.",
+        description=f"Train, evaluate, and write a run's folder. TASK is {' or '.join(TASKS)}; FILE.yaml holds settings, which options override.",
         epilog="Example: adaback train parity --method adaback --seed 0 --out runs/a --curriculum.tau 0.3",
         allow_abbrev=False,
     )
@@ -197,7 +198,10 @@ def make_parsers() -> tuple[Parser, dict[str, Parser]]:
     show.set_defaults(run=run_show)
 
     base = commands.add_parser(
-        "base", help="make the base that tiny starts from", description="Make and cache the base that policy.base copy starts from. It is made once for each shape of model.", allow_abbrev=False
+        "base",
+        help="make the base that tiny starts from",
+        description="Make and cache the base that policy.base copy starts from. It is made once for each shape of model.",
+        allow_abbrev=False,
     )
     for name, field in PolicySettings.model_fields.items():
         if name not in ("name", "base"):
@@ -414,7 +418,8 @@ def run_eval(args: argparse.Namespace, words: list[str]) -> int:
         return 0
     from rich.table import Table
 
-    table = Table(title=f"{result['run']}, step {result['step']}: {result['n']} {args.split} problems, {samples} {'output' if samples == 1 else 'outputs'} each", title_justify="left")
+    print(f"{result['run']}, step {result['step']}: {result['n']} {args.split} problems, {samples} {'output' if samples == 1 else 'outputs'} each")
+    table = Table()
     for name in ("", "share", "95 % interval"):
         table.add_column(name, justify="left" if not name else "right")
     for k, value in result["pass_at_k"].items():

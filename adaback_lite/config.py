@@ -110,7 +110,7 @@ class TrainerSettings(Settings):
     keep_checkpoints: int = Field(2, ge=1, le=1000, description="checkpoints kept, newest first")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 leaves torch's own choice. Results are bit-identical only for equal numbers of threads")
     rollout_rows: int = Field(512, ge=1, le=1_000_000, description="sequences sampled at once; changes memory and speed only")
-    update_tokens: int = Field(8192, ge=1, le=100_000_000, description="padded tokens of one forward and backward pass; changes memory and speed only")
+    update_tokens: int = Field(4096, ge=1, le=100_000_000, description="padded tokens of one forward and backward pass; changes memory and speed only")
     sft_lrs: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((3e-4, 1e-3, 3e-3), min_length=1, max_length=16, description="sft: learning rates tried; the one with the best held-out loss is kept")
     sft_max_steps: int = Field(1500, ge=1, le=10_000_000, description="sft: steps at most for each learning rate, of trainer.batch_size rationales each")
     sft_eval_every: int = Field(50, ge=1, le=1_000_000, description="sft: steps between looks at the held-out loss")

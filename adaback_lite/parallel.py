@@ -1,6 +1,8 @@
 """Several runs at once, as processes of one thread each."""
 
 import multiprocessing
+import os
+import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -24,7 +26,9 @@ def train_many(configs: list[Config | dict], jobs: int = 2, resume: bool = True,
         raise UserError("Two of the runs have the same folder; give each its own 'out'.")
     failures = []
     # A fresh interpreter for each worker: forking a process in which torch has started its threads can hang.
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(stop,)) as pool:
         futures = {pool.submit(_train_one, c, resume): c for c in configs}
         try:
             with tqdm(total=len(configs), disable=not progress, unit="run", desc="runs", mininterval=5) as bar:
@@ -32,7 +36,8 @@ def train_many(configs: list[Config | dict], jobs: int = 2, resume: bool = True,
                     bar.update()
                     if future.exception() is not None:
                         failures.append((futures[future].out, future.exception()))
-        except KeyboardInterrupt:  # the workers got it too: they finish their step and write a checkpoint; start no others
+        except KeyboardInterrupt:  # the workers finish their step and write a checkpoint, and start no others
+            stop.set()
             pool.shutdown(cancel_futures=True)
             raise
     if failures:
@@ -41,7 +46,35 @@ def train_many(configs: list[Config | dict], jobs: int = 2, resume: bool = True,
     return [Run(c.out) for c in configs]
 
 
+_stop = None  # in a worker: set when all are to stop
+_parent = 0  # in a worker: the process that started it
+
+
+def _start_worker(stop) -> None:
+    """Leave the terminal's process group: Ctrl-C is the parent's, who passes it on as `stop`. A worker that it hit between two
+    runs would die, and a pool that loses one worker kills the others."""
+    global _stop, _parent
+    _stop, _parent = stop, os.getppid()
+    os.setpgrp()
+
+
 def _train_one(config: Config, resume: bool) -> None:
+    """One run in a worker. It asks after each event whether to stop, and then stops as on Ctrl-C; also when its parent is gone."""
     from .trainer import train
 
-    train(config, resume=resume, progress=False)
+    told = False
+
+    def ask(event: dict) -> None:
+        nonlocal told
+        if not told and event["event"] in ("step", "sft") and (_stop.is_set() or os.getppid() != _parent):
+            told = True
+            os.kill(os.getpid(), signal.SIGINT)  # the trainer finishes the step and writes a checkpoint
+
+    if _stop.is_set():  # the pool hands out one run ahead of time, which cannot be cancelled
+        raise KeyboardInterrupt
+    try:
+        train(config, resume=resume, progress=False, on_event=ask)
+    except KeyboardInterrupt:
+        if os.getppid() != _parent:
+            os._exit(1)  # nobody waits for this worker any more
+        raise

@@ -107,7 +107,7 @@ def save_base(settings: PolicySettings, length: int, folder: Path, progress=None
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
         except safetensors.SafetensorError as error:  # how safetensors words what the disk says
-            raise OSError(errno.ENOSPC if "code: 28" in str(error) else errno.EIO, str(error)) from error
+            raise OSError(errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error)) from error
         (temporary / "made.json").write_text(json.dumps(facts, indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         try:

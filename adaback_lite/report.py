@@ -11,10 +11,16 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import torch
 from nbconvert import HTMLExporter
 
 from .charts import logs_of
 from .errors import UserError
+from .evaluate import judge, make_prefix
+from .rollout import sample_rollouts
+from .runs import Run
+from .seeding import torch_generator
+from .trainer import build_task
 
 # What would make a browser fetch something. A link to click on is not among it.
 NETWORK = re.compile(r"<(?:script|img|iframe)\b[^>]*\bsrc=[\"']?(?:https?:)?//|<link\b[^>]*\bhref=[\"']?(?:https?:)?//|@import\s+(?:url\()?[\"']?(?:https?:)?//", re.IGNORECASE)
@@ -55,6 +61,21 @@ def _so_far(events: list[dict]) -> dict:
         if e["event"] == "eval":
             found["test_accuracy"] = e["accuracy"]
     return found | {"stopped_by": "not ended (held-out accuracy)"}
+
+
+def shown_accuracy(run: Run, hidden: int = 1) -> float:
+    """Share of the run's test inputs that its trained policy gets right when all but the last `hidden` tokens of the rationale are revealed.
+
+    It tells a policy that computes what is due from one that is right only along chains of its own choice: on chain-of-parities,
+    with one token hidden, guessing gives 0.5 and the parity gives 1.
+    """
+    config, (model, tokenizer) = run.config, run.load_policy()
+    task = build_task(config, tokenizer)
+    shown = [max(len(task.rationale_ids(s)) - hidden, 0) for s in task.test]
+    prefixes = [make_prefix(task, s, k) for s, k in zip(task.test, shown)]
+    noise = torch.rand(len(prefixes), 1, max(p.max_new for p in prefixes), generator=torch_generator(config.seed, "shown", hidden))
+    rollouts = sample_rollouts(model, prefixes, noise, tokenizer.eos_token_id, tokenizer.pad_token_id, config.grpo.temperature)
+    return judge(task, tokenizer, task.test, shown, rollouts).share("right")
 
 
 def html_export(ipynb: str | os.PathLike, html: str | os.PathLike) -> Path:

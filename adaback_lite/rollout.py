@@ -19,6 +19,10 @@ class Rollouts:
     entropy: float  # mean entropy, in nats, of the distributions that were sampled from
 
 
+PACK = 8  # rollouts that share one row of the cache, at most
+PACKED_COLUMNS = 512  # columns that these may add to it; beyond that, looking past the others' columns costs more than it saves
+
+
 class RoomyLayer(DynamicLayer):
     """One layer's keys and values, with room for what is still to be written.
 
@@ -26,7 +30,7 @@ class RoomyLayer(DynamicLayer):
     third of the sampling time. `keys` and `values` are views of the filled part of the room.
     """
 
-    room = 0  # tokens that will still be added after the prefill
+    room = 0  # columns that will be added after the prefill
 
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized:
@@ -40,9 +44,13 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_repeat_interleave(self, repeats):
-        """Copy the prefill to all rollouts of its sample, and make the room."""
+        """Copy the prefill to the rows of its sample, and make the room."""
         self._keys, self._values = (_with_room(x, repeats, self.room) for x in (self.keys, self.values))
         self.keys, self.values = self._keys[:, :, : self.filled], self._values[:, :, : self.filled]
+
+    def keep_first(self, rows: int):
+        """Forget all rows but the first ones."""
+        self._keys, self._values = self._keys[:rows], self._values[:rows]
 
 
 def _with_room(x: torch.Tensor, repeats: int, room: int) -> torch.Tensor:  # [n, H, P, d] -> [n * repeats, H, P + room, d]
@@ -53,7 +61,7 @@ def _with_room(x: torch.Tensor, repeats: int, room: int) -> torch.Tensor:  # [n,
 
 
 def new_cache(config, room: int) -> Cache:
-    """An empty cache with space for `room` tokens after the prefill; transformers' own where a model has other kinds of layers."""
+    """An empty cache with room for so many columns after the prefill; transformers' own where a model has other kinds of layers."""
     usual = DynamicCache(config=config)
     if any(type(layer) is not DynamicLayer for layer in usual.layers):
         return usual
@@ -61,6 +69,11 @@ def new_cache(config, room: int) -> Cache:
     for layer in layers:
         layer.room = room
     return Cache(layers=layers)
+
+
+def pack_size(G: int, S: int) -> int:
+    """Rollouts that share a row of the cache: a divisor of G, at most PACK, that adds at most PACKED_COLUMNS columns."""
+    return max(g for g in range(1, PACK + 1) if G % g == 0 and (g == 1 or g * S <= PACKED_COLUMNS))
 
 
 def draw(logits: torch.Tensor, u: torch.Tensor) -> torch.Tensor:  # [R, V], [R] -> [R]
@@ -81,7 +94,7 @@ def sample_rollouts(model, prefixes: list[Prefix], noise: torch.Tensor, eos_id: 
         noise: [B, G, S] uniform in [0, 1), S at least the largest `max_new`; decides every draw.
         rows: sequences in flight at once. Samples are taken in order of length, so that a chunk wastes little on padding.
 
-    Each chunk: prefill its prefixes once, copy the cache to all G rollouts, then token by token until all have ended.
+    Each chunk: prefill its prefixes once, then token by token until all have ended.
     """
     B, G = noise.shape[:2]
     S = max(p.max_new for p in prefixes)
@@ -100,49 +113,66 @@ def sample_rollouts(model, prefixes: list[Prefix], noise: torch.Tensor, eos_id: 
     return Rollouts(tokens, mask, ended, entropy / max(drawn, 1))
 
 
+@torch.inference_mode()
 def _sample_chunk(model, prefixes, noise, eos_id, pad_id, temperature) -> Rollouts:
+    """One chunk. As in packing.py, g rollouts of a sample lie side by side in one row and share its prefix:
+
+        columns of a row   | prefix: P, padded on the left | token 0 of rollouts 0 ... g-1 | token 1 of rollouts 0 ... g-1 | ...
+
+    and each step feeds the row one token of each rollout, which sees the prefix and its own columns. n samples make
+    n * G / g rows. Rows are sorted so that those with the most to write come first; from the end they are dropped when done.
+    """
     n, G = noise.shape[:2]
-    R, device = n * G, model.device  # R rows, rollouts of one sample side by side
-    S = max(p.max_new for p in prefixes)
+    order = sorted(range(n), key=lambda i: -prefixes[i].max_new)
+    prefixes, noise = [prefixes[i] for i in order], noise[order]
+    S, device = prefixes[0].max_new, model.device
+    g = pack_size(G, S)
     ids, positions, valid = left_pad(prefixes, pad_id)  # [n, P]
-    P = ids.shape[1]
-    cache = new_cache(model.config, S)
-    hidden = model.get_decoder()(
-        input_ids=ids.to(device), position_ids=positions.to(device), attention_mask=block_mask(valid, 0, 0).to(device), past_key_values=cache, use_cache=True
-    ).last_hidden_state[:, -1]  # [n, D]
-    logits = model.get_output_embeddings()(hidden).repeat_interleave(G, dim=0)  # [R, V]
-    cache.batch_repeat_interleave(G)
+    P, R = ids.shape[1], n * G
+    cache, decoder, head = new_cache(model.config, S * g), model.get_decoder(), model.get_output_embeddings()
+    roomy = isinstance(cache.layers[0], RoomyLayer)
+
+    hidden = decoder(input_ids=ids.to(device), position_ids=positions.to(device), attention_mask=block_mask(valid, 0, 0).to(device), past_key_values=cache, use_cache=True)
+    logits = head(hidden.last_hidden_state[:, -1]).repeat_interleave(G, dim=0)  # [R, V]
+    cache.batch_repeat_interleave(G // g)
 
     u = noise.reshape(R, -1).to(device)  # [R, S]
     limit = torch.tensor([p.max_new for p in prefixes]).repeat_interleave(G).to(device)  # [R]
-    next_position = torch.tensor([p.next_position for p in prefixes]).repeat_interleave(G).to(device)  # [R]
-    visible = None  # no mask is needed, and none is fastest, when no prefix is padded
-    if not valid.all():
-        visible = torch.cat([valid.repeat_interleave(G, dim=0), torch.ones(R, S, dtype=torch.bool)], dim=1)[:, None, None].to(device)  # [R, 1, 1, P+S]
+    next_position = torch.tensor([p.next_position for p in prefixes]).repeat_interleave(G).view(-1, g).to(device)  # [R/g, g]
+    own = torch.eye(g, dtype=torch.bool).repeat(1, S)[None].expand(R // g, -1, -1)  # [R/g, g, S*g]
+    sees = torch.cat([valid.repeat_interleave(G // g, dim=0)[:, None].expand(-1, g, -1), own], dim=2)[:, None]  # [R/g, 1, g, P + S*g]
+    sees = torch.zeros(sees.shape, dtype=model.dtype).masked_fill_(~sees, torch.finfo(model.dtype).min).to(device)  # additive, so that it is converted once
 
     tokens = torch.full((R, S), pad_id, device=device)
     mask = torch.zeros(R, S, dtype=torch.bool, device=device)
     ended = torch.zeros(R, dtype=torch.bool, device=device)
-    entropy = torch.zeros((), device=device, dtype=torch.float64)
+    entropy, active = torch.zeros((), device=device, dtype=torch.float64), R
     for s in range(S):
-        writing = ~ended & (s < limit)  # [R]
-        if not writing.any():
+        writing = (~ended & (s < limit))[:active]
+        rows = writing.view(-1, g).any(dim=1).nonzero()
+        if len(rows) == 0:
             break
-        log_probs = (logits.float() / temperature).log_softmax(dim=-1)  # [R, V]
-        token = draw(log_probs, u[:, s])  # [R]
-        tokens[:, s] = torch.where(writing, token, pad_id)
-        mask[:, s] = writing
-        entropy -= ((log_probs.exp() * log_probs).sum(dim=-1) * writing).sum()
-        ended |= writing & (token == eos_id)
+        if roomy and (int(rows[-1]) + 1) * g < active:
+            active = (int(rows[-1]) + 1) * g
+            writing, logits, sees = writing[:active], logits[:active], sees[: active // g]
+            for layer in cache.layers:
+                layer.keep_first(active // g)
+        log_probs = (logits.float() / temperature).log_softmax(dim=-1)  # [active, V]
+        token = draw(log_probs, u[:active, s])  # [active]
+        tokens[:active, s] = torch.where(writing, token, pad_id)
+        mask[:active, s] = writing
+        # xlogy, so that a token of probability 0 adds 0 and not NaN
+        entropy -= (torch.special.xlogy(log_probs.exp(), log_probs.exp()).sum(dim=-1) * writing).sum()
+        ended[:active] |= writing & (token == eos_id)
         if s + 1 < S:
-            hidden = model.get_decoder()(
-                input_ids=tokens[:, s, None],
-                position_ids=(next_position + s)[:, None],
-                attention_mask=None if visible is None else visible[..., : P + s + 1],
+            hidden = decoder(
+                input_ids=tokens[:active, s].view(-1, g),
+                position_ids=next_position[: active // g] + s,
+                attention_mask=sees[..., : P + g * (s + 1)],
                 past_key_values=cache,
                 use_cache=True,
-            ).last_hidden_state[:, -1]
-            logits = model.get_output_embeddings()(hidden)
-    count = int(mask.sum())
-    shape = (n, G, S)
-    return Rollouts(tokens.reshape(shape).cpu(), mask.reshape(shape).cpu(), ended.reshape(n, G).cpu(), float(entropy) / max(count, 1))
+            ).last_hidden_state
+            logits = head(hidden).view(active, -1)
+    back = torch.tensor(order).argsort()
+    written = [x.reshape(n, G, *x.shape[1:]).cpu()[back] for x in (tokens, mask, ended)]
+    return Rollouts(*written, float(entropy) / max(int(mask.sum()), 1))

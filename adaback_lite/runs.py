@@ -145,12 +145,13 @@ class RunWriter(Run):
             for left_over in (folder / "checkpoints").glob("writing-*"):
                 shutil.rmtree(left_over)
             (folder / "summary.json").unlink(missing_ok=True)
-            self._log = open(folder / "events.jsonl", "ab")  # noqa: SIM115
+            self._log = open(folder / "events.jsonl", "ab", buffering=0)  # noqa: SIM115  (what is written is written; close has nothing left to fail on)
 
     def close(self) -> None:
         for handle in (self._log, self._lock):
             if handle is not None:
-                handle.close()
+                with contextlib.suppress(OSError):  # closing tries once more to write what a full disk refused; emit has said so
+                    handle.close()
 
     def cut_log(self, size: int) -> None:
         """Forget the events after a checkpoint, for they will happen again. Raises UserError when the log is shorter than that."""
@@ -163,8 +164,9 @@ class RunWriter(Run):
         """Append one event."""
         record = {"event": event, **values}
         with _disk(self.folder):
-            self._log.write(json.dumps(record).encode() + b"\n")
-            self._log.flush()
+            line = json.dumps(record).encode() + b"\n"
+            if self._log.write(line) < len(line):
+                raise OSError(errno.ENOSPC, "only part of a line could be written")
         for listener in self.listeners:
             listener(record)
 

@@ -61,11 +61,19 @@ def finish(process, folder: Path, seconds: float = 120) -> int:
     return process.exitcode
 
 
-def run_to_end(config, folder: Path) -> float:
-    """Train without a disturbance, or resume to the end. Seconds it took."""
-    started = time.monotonic()
+def kill_when_log_has(process, folder: Path, size: int, delay: float, number=signal.SIGKILL) -> None:
+    """Kill once the run's log has so many bytes, and a moment more; a busy machine then gives the same test as an idle one."""
+    log, deadline = folder / "events.jsonl", time.monotonic() + 60
+    while process.is_alive() and time.monotonic() < deadline and not (log.exists() and log.stat().st_size >= size):
+        time.sleep(0.001)
+    time.sleep(delay)
+    with contextlib.suppress(ProcessLookupError):  # it had ended
+        os.kill(process.pid, number)
+
+
+def run_to_end(config, folder: Path) -> None:
+    """Train without a disturbance, or resume to the end."""
     assert finish(start(config, folder), folder) == 0, (folder.parent / "stderr.txt").read_text()[-2000:]
-    return time.monotonic() - started
 
 
 def outcome(folder: Path) -> tuple[list[dict], bytes, dict]:

@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.conftest import TINY
-from tests.test_cli import hold_lock
 
 import adaback_lite as ab
 from adaback_lite import runs, sft, trainer
@@ -23,6 +21,8 @@ from adaback_lite.evaluate import judge
 from adaback_lite.policy import CHARACTERS, tiny_tokenizer
 from adaback_lite.rollout import Rollouts
 from adaback_lite.tasks import Parity
+from tests.conftest import TINY
+from tests.test_cli import hold_lock
 
 
 def contents(folder) -> dict[str, bytes]:

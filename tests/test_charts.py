@@ -5,6 +5,7 @@ import json
 import altair as alt
 import pytest
 
+import adaback_lite as ab
 from adaback_lite import charts, report
 from adaback_lite.errors import UserError
 from adaback_lite.runs import Run
@@ -282,3 +283,25 @@ def test_methods_table(tmp_path, two_seeds):
     assert table.loc["rl", "test accuracy"] == "0.100"
     assert table.loc["rl", "rollouts"] == "240"
     assert "not ended" in table.loc["rl", "stopped by"]
+
+
+def test_shown_accuracy_hides_as_much_as_it_says(tiny):
+    """An untrained policy guesses a last Z right half of the time, if it ends there at all; the seed decides, so two calls agree."""
+    run = ab.train(
+        {
+            **tiny,
+            "task.n_test": 200,
+            "policy.base": "copy",
+            "policy.layers": 2,
+            "policy.width": 64,
+            "policy.heads": 4,
+            "policy.kv_heads": 4,
+            "task.length": 16,
+            "trainer.max_steps": 0,
+        },
+        progress=False,
+    )
+    one = report.shown_accuracy(run)
+    assert 0.4 < one < 0.6
+    assert report.shown_accuracy(run) == one
+    assert report.shown_accuracy(run, hidden=32) == 0.0  # all of it: one in 65,536

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.conftest import TINY
 
 from adaback_lite import cli
 from adaback_lite.config import METHODS, bounds, load_config, make_config, setting_names
 from adaback_lite.runs import load_run
+from tests.conftest import TINY
 
 SUMMARY_KEYS = {"method", "seed", "steps", "rollouts", "generated_tokens", "wall_seconds", "test_accuracy", "test_accuracy_ci95", "stopped_by"}  # the issue's
 
@@ -107,7 +107,8 @@ def test_round_trip(command, tiny):
 
 def test_eval_agrees_with_the_summary(command, tiny):
     """Same inputs, same seed, same noise: `adaback eval` finds what the run found at its end."""
-    command("train", "parity", tiny, {"task.length": 4, "task.n_train": 4, "task.n_val": 2, "task.n_test": 2, "task.degree": 1, "trainer.max_steps": 30, "method": "constant", "curriculum.rho": 0.8}, "--quiet")
+    easy = {"task.length": 4, "task.n_train": 4, "task.n_val": 2, "task.n_test": 2, "task.degree": 1, "method": "constant", "curriculum.rho": 0.8}
+    command("train", "parity", tiny, easy, {"trainer.max_steps": 30}, "--quiet")
     summary = load_run(tiny["out"]).summary
     result = json.loads(command("eval", tiny["out"], "--json")[1])
     assert result["pass_at_k"]["1"]["value"] == summary["test_accuracy"] and result["unparseable"] / result["n"] == summary["test_unparseable"]
@@ -225,6 +226,24 @@ def test_several_seeds_and_resume(command, tiny):
     status, out, err = command("train", "parity", tiny, "--seeds", 1, 2, "--quiet")
     assert status == 2 and "seed-1 holds a run already; add --resume" in err and not (Path(tiny["out"]) / "seed-2").exists()
     assert command("train", "--resume", "--seeds", 0, 1, "--out", tiny["out"], "--quiet")[0] == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_of_several_seeds(tiny):
+    """Only the parent is told, and more runs wait than are trained: all stop, with a checkpoint, and none is started after."""
+    options = [part for name, value in {**TINY, "out": tiny["out"], "trainer.max_steps": 1000000, "trainer.checkpoint_every": 1000000}.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "adaback_lite", "train", "parity", *options, "--seeds", "0", "1", "2", "3", "4"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    logs = [Path(tiny["out"]) / f"seed-{seed}" / "events.jsonl" for seed in (0, 1)]
+    deadline = time.time() + 120
+    while not all(log.exists() and b'"step", "step": 2' in log.read_bytes() for log in logs):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and f"Stopped; go on with: adaback train --resume --seeds 0 1 2 3 4 --out {tiny['out']}" in err and "Traceback" not in err
+    assert sorted(p.name for p in Path(tiny["out"]).iterdir()) == ["seed-0", "seed-1"]
+    assert all(load_run(log.parent).checkpoints() for log in logs)
 
 
 def test_seeds_that_make_no_sense(command, tiny):

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from adaback_lite.packing import packed_logprobs
-from adaback_lite.rollout import draw, sample_rollouts
+from adaback_lite.rollout import draw, pack_size, sample_rollouts
 from tests.helpers import EOS, PAD, ragged_prefixes, slow_logits, slow_logprobs, small_model
 
 BOTH = pytest.mark.parametrize("positions", ["coupled", "sequential"])
@@ -60,6 +60,22 @@ def test_the_cache_with_room_and_transformers_own_give_the_same_tokens(monkeypat
     monkeypatch.setattr("adaback_lite.rollout.new_cache", lambda config, room: DynamicCache(config=config))
     usual = sample_rollouts(model, prefixes, noise, EOS, PAD)
     assert torch.equal(roomy.tokens, usual.tokens) and torch.equal(roomy.mask, usual.mask)
+
+
+@pytest.mark.parametrize("pack", [1, 2, 3, 6])
+def test_how_many_rollouts_share_a_row_changes_no_token(monkeypatch, pack):
+    model, prefixes = small_model(), ragged_prefixes("sequential")
+    noise = noise_for(prefixes, G=6)
+    expected = sample_rollouts(model, prefixes, noise, EOS, PAD)
+    monkeypatch.setattr("adaback_lite.rollout.PACK", pack)
+    assert pack_size(6, 33) == pack
+    got = sample_rollouts(model, prefixes, noise, EOS, PAD)
+    assert torch.equal(got.tokens, expected.tokens) and torch.equal(got.mask, expected.mask) and torch.equal(got.ended, expected.ended)
+
+
+def test_pack_size():
+    assert [pack_size(G, 33) for G in (1, 5, 8, 12, 16, 11)] == [1, 5, 8, 6, 8, 1]
+    assert [pack_size(8, S) for S in (64, 65, 200, 512, 10_000)] == [8, 4, 2, 1, 1]  # at most 512 columns a row
 
 
 @torch.no_grad()
@@ -139,11 +155,12 @@ def test_update_sees_what_the_sampler_saw(positions, temperature):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "log_softmax", spy)
         rollouts = sample_rollouts(model, prefixes, noise_for(prefixes, G), EOS, PAD, temperature)
-    order = sorted(range(len(prefixes)), key=lambda b: len(prefixes[b].ids))  # the sampler's own order of rows, one chunk
+    order = sorted(range(len(prefixes)), key=lambda b: len(prefixes[b].ids))  # the sampler's own order of rows, one chunk; rows at the end drop out
     sampler = torch.zeros(rollouts.mask.shape)
     for s, log_p in enumerate(logits_seen):
-        rows = log_p.gather(1, rollouts.tokens[order].reshape(-1, rollouts.tokens.shape[2])[:, s, None])
-        sampler[order, :, s] = rows.reshape(len(order), G).float()
+        left = order[: len(log_p) // G]
+        rows = log_p.gather(1, rollouts.tokens[left].reshape(-1, rollouts.tokens.shape[2])[:, s, None])
+        sampler[left, :, s] = rows.reshape(len(left), G).float()
     update, _ = torch.no_grad()(packed_logprobs)(model, prefixes, rollouts.tokens, rollouts.mask, PAD, temperature)
     ratio = (update - sampler).exp()[rollouts.mask]
     assert float((ratio - 1).abs().max()) < 1e-5
