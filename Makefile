@@ -24,7 +24,7 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	@"$(BIN)/python" -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "Making $(VENV) ..."; "$(PYTHON)" -m venv --clear "$(VENV)"; }
 	@echo "Installing into $(VENV): some 250 MB the first time, a minute or more ..."
 	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
-	@touch $@
+	@touch $@; echo "$(VENV) is ready: source $(BIN)/activate, or call $(BIN)/adaback."
 
 demo: env  ## run notebook 01 in full and leave it, and an HTML of it, under runs/demo (minutes)
 	@mkdir -p $(DEMO)

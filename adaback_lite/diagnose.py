@@ -38,10 +38,11 @@ def diagnose(steps: list[dict]) -> list[Diagnosis]:
             "Sample more rollouts a group, lower the learning rate or add grpo.entropy so that rollouts differ; for AdaBack try curriculum.recovery 0.05.",
         ))  # fmt: skip
     early = sum(s["entropy"] for s in steps[:5]) / len(steps[:5])
-    if mean["entropy"] < 0.1 * early and mean["mean_reward"] < 0.9:
+    # Low entropy alone is no illness: a policy that has found one good way is sure of itself, and learns on while groups differ.
+    if mean["entropy"] < 0.1 * early and mean["mean_reward"] < 0.9 and mean["grad_groups"] < 0.1:
         found.append(Diagnosis(
             "entropy_collapsed",
-            f"The entropy of the policy fell from {early:.3f} to {mean['entropy']:.3f} nats a token while the mean reward is only {mean['mean_reward']:.2f}: the rollouts of a group are nearly equal.",
+            f"The entropy of the policy fell from {early:.3f} to {mean['entropy']:.3f} nats a token while the mean reward is only {mean['mean_reward']:.2f}: the rollouts of a group are nearly equal, and {mean['grad_groups']:.0%} of the groups carry a gradient.",
             "Lower grpo.lr (by 3 to 10 times), add grpo.entropy 0.003 or grpo.kl 0.01, and start again: a collapsed policy seldom recovers.",
         ))  # fmt: skip
     if mean["cut"] > 0.5:

@@ -231,7 +231,8 @@ def test_several_seeds_and_resume(command, tiny):
 @pytest.mark.slow
 def test_ctrl_c_of_several_seeds(tiny):
     """Only the parent is told, and more runs wait than are trained: all stop, with a checkpoint, and none is started after."""
-    options = [part for name, value in {**TINY, "out": tiny["out"], "trainer.max_steps": 1000000, "trainer.checkpoint_every": 1000000}.items() for part in (f"--{name}", str(value))]
+    settings = {**TINY, "out": tiny["out"], "trainer.max_steps": 1000000, "trainer.checkpoint_every": 1000000}
+    options = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "adaback_lite", "train", "parity", *options, "--seeds", "0", "1", "2", "3", "4"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     logs = [Path(tiny["out"]) / f"seed-{seed}" / "events.jsonl" for seed in (0, 1)]

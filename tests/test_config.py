@@ -66,7 +66,10 @@ def test_override_changes_what_it_names_and_nothing_else():
     assert changed == make_config({"grpo.lr": 0.01, "curriculum.tau": 0.3, "seed": 4})
 
 
-@pytest.mark.parametrize(("text", "name", "value"), [("1e-4", "grpo.lr", 1e-4), ("12", "trainer.batch_size", 12), ("0.5", "curriculum.tau", 0.5), ("false", "grpo.scale_std", False)])
+TEXTS = [("1e-4", "grpo.lr", 1e-4), ("12", "trainer.batch_size", 12), ("0.5", "curriculum.tau", 0.5), ("false", "grpo.scale_std", False)]
+
+
+@pytest.mark.parametrize(("text", "name", "value"), TEXTS)
 def test_numbers_given_as_text_are_numbers(text, name, value):
     """PITFALLS: papermill's -y "lr: 1e-4" arrives as the string '1e-4'; so does YAML's own reading of it."""
     got = value_of(make_config({name: text}), name)
@@ -114,7 +117,10 @@ def test_mistakes_get_one_sentence_that_names_them(settings, sentence):
         override(Config(), settings)
 
 
-@pytest.mark.parametrize(("text", "sentence"), [("a: [", "cannot be read as YAML"), ("", "holds no settings"), ("- 1", "holds no settings"), ("sede: 1", "c.yaml: There is no setting 'sede'")])
+BAD = [("a: [", "cannot be read as YAML"), ("", "holds no settings"), ("- 1", "holds no settings"), ("sede: 1", "c.yaml: There is no setting 'sede'")]
+
+
+@pytest.mark.parametrize(("text", "sentence"), BAD)
 def test_bad_files(tmp_path, text, sentence):
     path = tmp_path / "c.yaml"
     path.write_text(text)

@@ -33,7 +33,7 @@ def test_a_solved_run_gets_none():
 CASES = {
     "no_reward": {"mean_reward": 0.001, "grad_groups": 0.005},
     "no_gradient": {"mean_reward": 0.6, "grad_groups": 0.03},
-    "entropy_collapsed": {"entropy": lambda i: 0.5 if i < 5 else 0.01, "mean_reward": 0.4},
+    "entropy_collapsed": {"entropy": lambda i: 0.5 if i < 5 else 0.01, "mean_reward": 0.4, "grad_groups": 0.07},
     "cut_at_limit": {"cut": 0.7, "unparseable": 0.7},
     "unparseable": {"cut": 0.1, "unparseable": 0.8},
     "rho_stuck": {"mean_rho": 0.4},
@@ -69,8 +69,9 @@ def test_only_the_last_steps_count(kind):
         ("no_reward", {"grad_groups": 0.005, "mean_reward": 0.3}),
         ("no_gradient", {"grad_groups": 0.06, "mean_reward": 0.6}),
         ("no_gradient", {"grad_groups": 0.0, "mean_reward": 0.97}),
-        ("entropy_collapsed", {"entropy": lambda i: 0.5 if i < 5 else 0.06, "mean_reward": 0.4}),
-        ("entropy_collapsed", {"entropy": lambda i: 0.5 if i < 5 else 0.01, "mean_reward": 0.95}),
+        ("entropy_collapsed", {"entropy": lambda i: 0.5 if i < 5 else 0.06, "mean_reward": 0.4, "grad_groups": 0.07}),
+        ("entropy_collapsed", {"entropy": lambda i: 0.5 if i < 5 else 0.01, "mean_reward": 0.95, "grad_groups": 0.07}),
+        ("entropy_collapsed", {"entropy": lambda i: 0.5 if i < 5 else 0.01, "mean_reward": 0.4}),  # sure of itself, but learning
         ("cut_at_limit", {"cut": 0.45, "unparseable": 0.45}),
         ("unparseable", {"cut": 0.6, "unparseable": 0.9}),  # mostly cut, and said so
         ("rho_stuck", {"mean_rho": 0.1}),

@@ -20,11 +20,7 @@ def slow_sample(model, prefix, noise, temperature=1.0):
     written = []
     for u in noise[: prefix.max_new].tolist():
         probabilities = (slow_logits(model, prefix, written)[-1] / temperature).softmax(-1).tolist()
-        cumulated = 0.0
-        for token, p in enumerate(probabilities):
-            cumulated += p
-            if cumulated > u:
-                break
+        token = next((t for t, cumulated in enumerate(itertools.accumulate(probabilities)) if cumulated > u), 5)
         written.append(token)
         if token == EOS:
             break

@@ -1,6 +1,5 @@
 """A run's folder: a killed run goes on as if nothing had happened, and nothing half-written is ever taken for whole."""
 
-import contextlib
 import json
 import os
 import random

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 import tests.helpers  # noqa: F401  (hypothesis' profile)
 from adaback_lite.seeding import derive, numpy_generator, torch_generator
 
-
 KNOWN = {
     "derive": 4114737099083916071,
     "numpy": [2683757714, 3723744727, 4030639657],

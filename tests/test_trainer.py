@@ -11,7 +11,6 @@ import torch
 import adaback_lite as ab
 from adaback_lite.curricula import Curriculum, tokens_shown
 from adaback_lite.errors import UserError
-from adaback_lite.evaluate import make_prefix
 from adaback_lite.sft import batch_ids
 from adaback_lite.trainer import build_policy, build_task, checked_rho, microbatches, new_state, rl_step
 from tests.helpers import EOS, gradients, slow_logprobs, small_config, taught_config
