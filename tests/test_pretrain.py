@@ -58,6 +58,43 @@ def test_its_outputs_are_valid_parities_no_more_often_than_coins(positions):
     assert 1.8 < first_wrong.mean() < 2.3  # 2 for coins: each step is right half of the time
 
 
+@torch.no_grad()
+def chance_of_a_valid_chain(positions, n=400, seed=0) -> float:
+    """The base's probability of a valid output, over random inputs, by a particle filter: counting successes would take millions of samples.
+
+    n chains grow side by side, Y_i as the base draws it and Z_i as the parity wants it. Each is weighted with the probability that the base would have
+    written a bit there and that Z_i, and the next step grows from chains drawn by weight. The product of the mean weights is an unbiased estimate.
+    """
+    model, _ = base(positions)
+    g, (at, start) = torch.Generator().manual_seed(seed), prompt_positions(L, positions)
+    places = torch.tensor(at + list(range(start, start + 2 * L)))
+    x = torch.randint(0, 2, (n, L), generator=g)
+    ids = torch.cat([torch.full((n, 1), BOS), ZERO + x, torch.full((n, 1), EQUALS)], dim=1)
+    z, chance = torch.zeros(n, dtype=torch.long), 1.0
+
+    def next_token() -> torch.Tensor:
+        where = places[: ids.shape[1]].expand(n, -1)
+        return model(input_ids=ids, position_ids=where, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1).logits[:, -1].softmax(-1)
+
+    for i in range(L):
+        bits = next_token()[:, [ZERO, ONE]]
+        y = (torch.rand(n, generator=g) * bits.sum(dim=1) < bits[:, 1]).long()
+        z = z ^ y ^ x[:, i]
+        ids = torch.cat([ids, ZERO + y[:, None]], dim=1)
+        weight = bits.sum(dim=1) * next_token().gather(1, ZERO + z[:, None])[:, 0]
+        ids = torch.cat([ids, ZERO + z[:, None]], dim=1)
+        chance *= float(weight.mean())
+        kept = torch.multinomial(weight, n, replacement=True, generator=g)
+        ids, x, z = ids[kept], x[kept], z[kept]
+    return chance * float(next_token()[:, EOS].mean())
+
+
+@BASES
+def test_its_chance_of_a_valid_parity_is_that_of_coins(positions):
+    """2^-16. With 3,000 chains the estimate was 1.03 times that for coupled positions and 0.95 for sequential ones; with 400 it spreads by about 0.2."""
+    assert 0.4 < chance_of_a_valid_chain(positions) * 2**L < 2.0
+
+
 @BASES
 def test_its_outputs_are_parseable_and_end(positions):
     assert 1 - sampled(positions).share("unparseable") > 0.95
