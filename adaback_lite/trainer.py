@@ -29,7 +29,7 @@ from .policy import load_folder, tiny_model, tiny_tokenizer
 from .pretrain import base_folder
 from .rollout import sample_rollouts
 from .runs import Run, RunWriter, load_run, newest_checkpoint
-from .seeding import numpy_generator, torch_generator
+from .seeding import torch_generator
 from .tasks import Parity
 
 
