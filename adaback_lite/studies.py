@@ -42,7 +42,8 @@ def solve_configs(root: Path) -> list[Config]:
 
 def separation_configs(root: Path, budget: int = 50_000) -> list[Config]:
     """Two training inputs, coupled positions, groups of 32 so that a step still has 64 rollouts: as few data as separate SFT from AdaBack."""
-    shared = {"task.n_train": 2, "grpo.group_size": 32, "trainer.target_accuracy": 0.98, "trainer.eval_every": 50, "trainer.max_steps": budget // 64, "trainer.checkpoint_every": 1000}
+    shared = {"task.n_train": 2, "grpo.group_size": 32, "trainer.target_accuracy": 0.98, "trainer.eval_every": 50, "trainer.max_steps": budget // 64}
+    shared |= {"trainer.checkpoint_every": 1000}
     return [make_config(shared, method=m, seed=seed, out=root / f"{m}-{seed}") for seed in range(5) for m in ("adaback", "sft+rl", "r3", "rl")]
 
 
@@ -88,7 +89,8 @@ def write(name: str, runs: list[Run], about: dict, folder: Path) -> pd.DataFrame
     table = pd.DataFrame([row for run in runs for row in rows_of(run)])
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / f"{name}.csv", index=False, float_format="%.5g")
-    facts = {**about, "cpu": cpu_name(), "seeds": sorted(table.seed.unique().tolist()), "machine": runs[0].summary["machine"], "settings_of_the_first_run": runs[0].config.model_dump(mode="json")}
+    first = {"machine": runs[0].summary["machine"], "settings_of_the_first_run": runs[0].config.model_dump(mode="json")}
+    facts = {**about, "cpu": cpu_name(), "seeds": sorted(table.seed.unique().tolist()), **first}
     (folder / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
     return table
 
@@ -98,8 +100,8 @@ def draw_map(table: pd.DataFrame) -> alt.Chart:
 
     `table` is what `write` made, or data/results/map.csv. Blue is solved, white is nothing; a claim that does not hold is seen at a glance.
     """
-    cells = table.groupby(["positions", "method", "n_train"]).agg(accuracy=("test_accuracy", "mean"), low=("test_accuracy", "min"), high=("test_accuracy", "max"), seeds=("seed", "nunique"))
-    cells = cells.reset_index()
+    over_seeds = {"accuracy": ("test_accuracy", "mean"), "low": ("test_accuracy", "min"), "high": ("test_accuracy", "max"), "seeds": ("seed", "nunique")}
+    cells = table.groupby(["positions", "method", "n_train"]).agg(**over_seeds).reset_index()
     cells["range"] = [f"{low:.2f} to {high:.2f}" for low, high in zip(cells.low, cells.high)]
     cells["mean"] = [f"{a:.3f}" if a < 0.1 else f"{a:.2f}" for a in cells.accuracy]
     names = {"sft": "SFT", "sft+rl": "SFT+RL", "r3": "R3", "adaback": "AdaBack"}
@@ -138,15 +140,17 @@ def main(argv: list[str] | None = None) -> None:
         configs = solve_configs(root)
         runs = [train(c, resume=True) for c in configs]
         most = max(r.summary["rollouts"] for r in runs)
-        rl = [override(c, {"method": "rl", "out": str(root / f"rl-{c.seed}"), "trainer.target_accuracy": 0.0, "trainer.max_steps": steps_for(most, 1024), "trainer.eval_every": 1000}) for c in configs]
-        runs += [train(c, resume=True) for c in rl]
+        at_least = {"method": "rl", "trainer.target_accuracy": 0.0, "trainer.max_steps": steps_for(most, 1024)}
+        runs += [train(override(c, {**at_least, "out": str(root / f"rl-{c.seed}")}), resume=True) for c in configs]
     else:
         configs = separation_configs(root) if args.name == "separation" else map_configs(root)
         runs = train_many(configs, args.jobs)
     table = write(args.name, runs, about, args.results)
     if args.name == "map":
         draw_map(table).save(args.results / "map.png", ppi=110)
-    print(table.groupby(["method", "positions", "n_train"]).agg(seeds=("seed", "size"), accuracy=("test_accuracy", "mean"), low=("test_accuracy", "min"), high=("test_accuracy", "max"), last_z=("last_z_right", "mean"), rollouts=("rollouts", "median"), seconds=("wall_seconds", "median")).round(3).to_string())  # fmt: skip
+    columns = {"seeds": ("seed", "size"), "accuracy": ("test_accuracy", "mean"), "low": ("test_accuracy", "min"), "high": ("test_accuracy", "max")}
+    columns |= {"last_z": ("last_z_right", "mean"), "rollouts": ("rollouts", "median"), "seconds": ("wall_seconds", "median")}
+    print(table.groupby(["method", "positions", "n_train"]).agg(**columns).round(3).to_string())
 
 
 if __name__ == "__main__":

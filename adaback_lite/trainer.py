@@ -149,7 +149,8 @@ def update(state: State, config: Config, prefixes, tokens, mask, advantage, weig
         norm = float(torch.nn.utils.clip_grad_norm_(state.model.parameters(), g.max_grad_norm))
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise UserError(
-                f"The loss became {total} (gradient norm {norm}) at step {state.step + 1}, so this step was not taken; lower grpo.lr (now {g.lr:g}) and go on from the last checkpoint or start anew."
+                f"The loss became {total} (gradient norm {norm}) at step {state.step + 1}, so this step was not taken; "
+                f"lower grpo.lr (now {g.lr:g}) and go on from the last checkpoint or start anew."
             )
         state.optimizer.step()
         first = first or (total, norm)
@@ -172,7 +173,8 @@ def checked_rho(rho, n: int) -> np.ndarray:
     """A curriculum's answer as an array [n]; UserError when it is not n shares in [0, 1]."""
     rho = np.asarray(rho, dtype=np.float64)
     if rho.shape != (n,) or not ((rho >= 0) & (rho <= 1)).all():
-        raise UserError(f"The curriculum's reveal() must return {n} shares between 0 and 1, one a sample, but returned shape {rho.shape}" + (f" with values from {rho.min():g} to {rho.max():g}." if rho.size else "."))
+        values = f" with values from {rho.min():g} to {rho.max():g}" if rho.size else ""
+        raise UserError(f"The curriculum's reveal() must return {n} shares between 0 and 1, one a sample, but returned shape {rho.shape}{values}.")
     return rho
 
 
@@ -233,9 +235,10 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
 
     def look(stage: str) -> float:
         judged = evaluate(state.model, tokenizer, task, task.val, 1, config.seed, config.grpo.temperature, t.rollout_rows)
-        right = sum(v[0].right for v in judged.verdicts)
-        writer.emit("eval", stage=stage, step=state.step, rollouts=state.rollouts, generated_tokens=state.generated_tokens, trained_tokens=state.sft["trained_tokens"], n=len(task.val), right=right, accuracy=right / len(task.val), wall=wall())  # fmt: skip
-        return right / len(task.val)
+        right, n = sum(v[0].right for v in judged.verdicts), len(task.val)
+        spent = {"step": state.step, "rollouts": state.rollouts, "generated_tokens": state.generated_tokens, "trained_tokens": state.sft["trained_tokens"]}
+        writer.emit("eval", stage=stage, **spent, n=n, right=right, accuracy=right / n, wall=wall())
+        return right / n
 
     def test() -> dict:
         judged = evaluate(state.model, tokenizer, task, task.test, 1, config.seed, config.grpo.temperature, t.rollout_rows)
@@ -263,7 +266,8 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
             told = {e["kind"] for e in writer.events if e["event"] == "diagnosis"}
             if accuracy is None:
                 accuracy = look("rl")
-            bar = tqdm(total=t.max_steps, initial=state.step, disable=not progress, unit="step", desc=Path(config.out).name, mininterval=0.5 if os.isatty(2) else 20, leave=os.isatty(2))
+            often = 0.5 if os.isatty(2) else 20  # seconds; in a notebook or a log file every line stays
+            bar = tqdm(total=t.max_steps, initial=state.step, disable=not progress, unit="step", desc=Path(config.out).name, mininterval=often, leave=os.isatty(2))
             while state.step < t.max_steps and not (t.target_accuracy and accuracy >= t.target_accuracy):
                 event = rl_step(state, config, task, tokenizer)
                 writer.emit("step", **event, wall=wall())
@@ -330,7 +334,8 @@ def build_task(config: Config, tokenizer):
     t = config.task
     unknown = [c for c in "01=" if tokenizer.convert_tokens_to_ids(c) in (None, tokenizer.unk_token_id)]
     if unknown:
-        raise UserError(f"The tokenizer of policy.name {config.policy.name!r} has no single token for {' and '.join(map(repr, unknown))}, which the parity task needs; use policy.name tiny.")
+        named = " and ".join(map(repr, unknown))
+        raise UserError(f"The tokenizer of policy.name {config.policy.name!r} has no single token for {named}, which the parity task needs; use policy.name tiny.")
     return Parity(tokenizer, t.length, t.degree, t.n_train, t.n_val, t.n_test, config.seed, config.policy.positions)
 
 

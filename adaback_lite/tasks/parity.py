@@ -54,7 +54,8 @@ class Parity:
         needed = n_train + n_val + n_test
         if 2**length < 2 * needed:
             raise UserError(
-                f"task.length is {length}, which has only {2**length} inputs, too few for {needed} distinct ones with room to spare; raise task.length or lower task.n_train, n_val, n_test."
+                f"task.length is {length}, which has only {2**length} inputs, too few for {needed} distinct ones with room to spare; "
+                "raise task.length or lower task.n_train, n_val, n_test."
             )
         self.train, self.val, self.test = (list(itertools.islice(self.stream(s), n)) for s, n in zip(SPLITS, (n_train, n_val, n_test)))
         zero, one = tokenizer.convert_tokens_to_ids(["0", "1"])
