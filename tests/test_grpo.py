@@ -77,10 +77,10 @@ def test_clipped_loss_by_hand():
     """One token a rollout, weight 1 each. ratio 1.5 and 0.5, each with a positive and a negative advantage, limits 0.8 and 1.3."""
     old = torch.zeros(1, 4, 1)
     logp = torch.log(torch.tensor([[[1.5], [0.5], [1.5], [0.5]]])).requires_grad_()
-    advantage = torch.tensor([[2.0, 2.0, -2.0, -2.0]])
+    advantage = torch.tensor([[3.0, 2.0, -2.0, -1.0]])
     loss = policy_loss(logp, old, advantage, torch.ones(1, 4, 1), clip_low=0.2, clip_high=0.3)
-    # min(1.5 * 2, 1.3 * 2) + min(0.5 * 2, 0.8 * 2) + min(1.5 * -2, 1.3 * -2) + min(0.5 * -2, 0.8 * -2) = 2.6 + 1 - 3 - 1.6
-    assert float(loss) == pytest.approx(-(2.6 + 1.0 - 3.0 - 1.6))
+    # min(1.5 * 3, 1.3 * 3) + min(0.5 * 2, 0.8 * 2) + min(1.5 * -2, 1.3 * -2) + min(0.5 * -1, 0.8 * -1) = 3.9 + 1 - 3 - 0.8
+    assert float(loss.detach()) == pytest.approx(-(3.9 + 1.0 - 3.0 - 0.8))
     (grad,) = torch.autograd.grad(loss, logp)
     close(grad.flatten(), [0.0, -1.0, 3.0, 0.0])  # clipped ones have none, the others -ratio * advantage
 

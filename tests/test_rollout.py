@@ -49,13 +49,15 @@ def test_same_noise_same_tokens_as_the_slow_way(positions, temperature, shown):
     assert len(lengths) > 2 and not rollouts.ended.all() and rollouts.ended.any()  # both ways to stop occur
 
 
-def test_the_cache_with_room_and_transformers_own_give_the_same_tokens(monkeypatch):
-    model, prefixes = small_model(), ragged_prefixes("coupled")
-    noise = noise_for(prefixes, G=5)
+def test_the_cache_with_room_and_transformers_own_give_the_same_rollouts(monkeypatch):
+    """With samples that may write little beside some that may write much, and so many rollouts that <eos> is drawn past a limit too."""
+    model, prefixes = small_model(), ragged_prefixes("coupled", shown=(10, 0, 9, 3))
+    noise = noise_for(prefixes, G=24)
     roomy = sample_rollouts(model, prefixes, noise, EOS, PAD)
     monkeypatch.setattr("adaback_lite.rollout.new_cache", lambda config, room: DynamicCache(config=config))
     usual = sample_rollouts(model, prefixes, noise, EOS, PAD)
-    assert torch.equal(roomy.tokens, usual.tokens) and torch.equal(roomy.mask, usual.mask)
+    assert torch.equal(roomy.tokens, usual.tokens) and torch.equal(roomy.mask, usual.mask) and torch.equal(roomy.ended, usual.ended)
+    assert not roomy.ended[0].all()
 
 
 @pytest.mark.parametrize("pack", [1, 2, 3, 6])
