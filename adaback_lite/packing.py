@@ -90,9 +90,10 @@ def unpacked_logprobs(model, prefixes: list[Prefix], tokens: torch.Tensor, mask:
 
 def _logprobs_at(model, hidden, tokens, mask, temperature):
     """Vocabulary logits for real tokens only, never for the prompt: they are the largest tensor of an update."""
+    mask = mask.to(hidden.device)
     logits = model.get_output_embeddings()(hidden[mask]).float() / temperature  # [M, V]
     log_probs = logits.log_softmax(dim=-1)
     empty = torch.zeros(mask.shape, device=logits.device)
-    logp = empty.masked_scatter(mask, log_probs.gather(1, tokens[mask].to(logits.device)[:, None])[:, 0])
+    logp = empty.masked_scatter(mask, log_probs.gather(1, tokens.to(mask.device)[mask][:, None])[:, 0])
     entropy = empty.masked_scatter(mask, -(log_probs.exp() * log_probs).sum(dim=-1))
     return logp, entropy
