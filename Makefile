@@ -29,7 +29,7 @@ $(VENV)/.made: pyproject.toml constraints.txt
 demo: env  ## run notebook 01 in full and leave it, and an HTML of it, under runs/demo (minutes)
 	@mkdir -p $(DEMO)
 	$(BIN)/python -m papermill notebooks/$(NOTEBOOK) $(DEMO)/$(NOTEBOOK) -p profile full -p out $(DEMO)/runs
-	@$(BIN)/python -m adaback_lite.report $(DEMO)/$(NOTEBOOK) $(DEMO)/$(NOTEBOOK:.ipynb=.html)
+	@$(BIN)/python -m adaback_lite.report $(DEMO)/$(NOTEBOOK) $(DEMO)/$(NOTEBOOK:.ipynb=.html) $(DEMO)/runs
 
 test: env  ## run every test, the slow ones too
 	$(BIN)/python -m pytest -q -m "slow or not slow"

@@ -98,12 +98,15 @@ def html_export(ipynb: str | os.PathLike, html: str | os.PathLike) -> Path:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m adaback_lite.report executed.ipynb page.html`. Returns the exit status."""
-    if len(arguments) != 2:
-        print("usage: python -m adaback_lite.report executed.ipynb page.html", file=sys.stderr)
+    """`python -m adaback_lite.report executed.ipynb page.html [folder of runs]`: the page, and the table of methods. Returns the exit status."""
+    if len(arguments) not in (2, 3):
+        print("usage: python -m adaback_lite.report executed.ipynb page.html [folder of runs]", file=sys.stderr)
         return 2
     try:
-        print(html_export(*arguments))
+        if len(arguments) == 3:
+            runs = [Run(path.parent) for path in sorted(Path(arguments[2]).rglob("events.jsonl"))]
+            print(methods_table(runs).to_string() if runs else f"There are no runs in {arguments[2]}.")
+        print(html_export(*arguments[:2]))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
