@@ -16,6 +16,9 @@ A Prefix is what one sample's rollouts share; N of them with similar lengths mak
 from dataclasses import dataclass
 
 import torch
+from transformers import DynamicCache
+
+TWO_PASSES_ABOVE = 3  # tokens in rollouts for each token of the prefix, above which two passes are the cheaper way (measured on the tiny policy)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def block_mask(valid: torch.Tensor, G: int, S: int) -> torch.Tensor:
 
 
 def packed_logprobs(model, prefixes: list[Prefix], tokens: torch.Tensor, mask: torch.Tensor, pad_id: int, temperature: float = 1.0):
-    """Log-probabilities of every generated token, from one packed pass.
+    """Log-probabilities of every generated token, each shared part being read once.
 
     Args:
         tokens: [N, G, S] what was generated; anything where `mask` is False.
@@ -63,21 +66,57 @@ def packed_logprobs(model, prefixes: list[Prefix], tokens: torch.Tensor, mask: t
 
     Returns (logp [N, G, S], entropy [N, G, S] in nats), both 0 where there is no token.
     """
+    P, (_, G, S) = max(len(p.ids) for p in prefixes), tokens.shape
+    hidden = two_pass_hidden if G * (S - 1) > TWO_PASSES_ABOVE * P else one_pass_hidden
+    return _logprobs_at(model, hidden(model, prefixes, tokens, pad_id), tokens, mask, temperature)
+
+
+def one_pass_hidden(model, prefixes: list[Prefix], tokens: torch.Tensor, pad_id: int) -> torch.Tensor:  # [N, G, S] -> [N, G, S, D]
+    """The last hidden states from which each of the tokens is predicted, by the packed sequence drawn above."""
     N, G, S = tokens.shape
     ids, positions, valid = left_pad(prefixes, pad_id)  # [N, P] each
-    P = ids.shape[1]
-    start = torch.tensor([p.next_position for p in prefixes])  # [N]
-    suffix_ids = tokens[:, :, :-1].reshape(N, G * (S - 1))
-    suffix_positions = (start[:, None, None] + torch.arange(S - 1)).expand(N, G, S - 1).reshape(N, G * (S - 1))
+    suffix_ids, suffix_positions = _suffixes(prefixes, tokens)  # [N, G, S-1] each
     hidden = model.get_decoder()(
-        input_ids=torch.cat([ids, suffix_ids], dim=1).to(model.device),
-        position_ids=torch.cat([positions, suffix_positions], dim=1).to(model.device),
+        input_ids=torch.cat([ids, suffix_ids.flatten(1)], dim=1).to(model.device),
+        position_ids=torch.cat([positions, suffix_positions.flatten(1)], dim=1).to(model.device),
         attention_mask=block_mask(valid, G, S - 1).to(model.device),
         use_cache=False,
     ).last_hidden_state  # [N, P + G(S-1), D]
+    P = ids.shape[1]
     first = hidden[:, P - 1, None, None].expand(-1, G, -1, -1)  # [N, G, 1, D]
-    rest = hidden[:, P:].reshape(N, G, S - 1, hidden.shape[-1])  # [N, G, S-1, D]
-    return _logprobs_at(model, torch.cat([first, rest], dim=2), tokens, mask, temperature)
+    rest = hidden[:, P:].unflatten(1, (G, S - 1))  # [N, G, S-1, D]
+    return torch.cat([first, rest], dim=2)
+
+
+def two_pass_hidden(model, prefixes: list[Prefix], tokens: torch.Tensor, pad_id: int) -> torch.Tensor:  # [N, G, S] -> [N, G, S, D]
+    """The same in two passes: the shared part once, then the G rollouts as rows over copies of its keys and values, through which gradients flow.
+
+    As many tokens, but no pairs of rollouts to mask out: cheaper where the rollouts are long and the prefix short.
+    """
+    N, G, S = tokens.shape
+    ids, positions, valid = left_pad(prefixes, pad_id)  # [N, P] each
+    suffix_ids, suffix_positions = _suffixes(prefixes, tokens)  # [N, G, S-1] each
+    decoder, cache = model.get_decoder(), DynamicCache(config=model.config)
+    causal = block_mask(valid, 0, 0).to(model.device)
+    shared = decoder(input_ids=ids.to(model.device), position_ids=positions.to(model.device), attention_mask=causal, past_key_values=cache, use_cache=True)
+    first = shared.last_hidden_state[:, -1, None, None].expand(-1, G, -1, -1)  # [N, G, 1, D]
+    cache.batch_repeat_interleave(G)
+    sees = block_mask(valid, 1, S - 1)[:, :, valid.shape[1] :]  # [N, 1, S-1, P + S-1]
+    rest = decoder(
+        input_ids=suffix_ids.flatten(0, 1).to(model.device),
+        position_ids=suffix_positions.flatten(0, 1).to(model.device),
+        attention_mask=sees.repeat_interleave(G, dim=0).to(model.device),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state  # [N*G, S-1, D]
+    return torch.cat([first, rest.unflatten(0, (N, G))], dim=2)
+
+
+def _suffixes(prefixes, tokens):
+    """Token and position ids of all rollouts but for their last token, which is never read. [N, G, S-1] each."""
+    start = torch.tensor([p.next_position for p in prefixes])  # [N]
+    ids = tokens[:, :, :-1]
+    return ids, (start[:, None, None] + torch.arange(ids.shape[2])).expand(ids.shape)
 
 
 def unpacked_logprobs(model, prefixes: list[Prefix], tokens: torch.Tensor, mask: torch.Tensor, pad_id: int, temperature: float = 1.0):

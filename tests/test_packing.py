@@ -5,9 +5,10 @@ import itertools
 import pytest
 import torch
 
+from adaback_lite import packing
 from adaback_lite.evaluate import make_prefix
 from adaback_lite.grpo import policy_loss
-from adaback_lite.packing import Prefix, block_mask, left_pad, packed_logprobs, unpacked_logprobs
+from adaback_lite.packing import Prefix, block_mask, left_pad, one_pass_hidden, packed_logprobs, two_pass_hidden, unpacked_logprobs
 from tests.helpers import EOS, PAD, ZERO, gradients, ragged_prefixes, ragged_rollouts, slow_logprobs, small_model, small_task
 
 BOTH = pytest.mark.parametrize("positions", ["coupled", "sequential"])
@@ -171,3 +172,32 @@ def test_prompt_and_revealed_prefix_get_no_loss_and_the_end_token_does(positions
     end_only[1, 1, 1] = 1.0
     grad = torch.autograd.grad((packed_logprobs(watched, prefixes, tokens, mask, PAD)[0] * end_only).sum(), watched.hidden)[0].abs().amax(dim=-1)
     assert grad[1, P + (S - 1)] > 1e-6 and (grad > 0).sum() == 1
+
+
+@pytest.mark.parametrize("positions", ["coupled", "sequential"])
+def test_one_pass_and_two_give_the_same_hidden_states_and_gradients(positions):
+    model, prefixes = small_model(positions), ragged_prefixes(positions)
+    tokens = torch.randint(3, 5, (len(prefixes), 4, 7), generator=torch.Generator().manual_seed(0))
+    results = []
+    for way in (one_pass_hidden, two_pass_hidden):
+        model.zero_grad()
+        hidden = way(model, prefixes, tokens, PAD)
+        hidden.square().sum().backward()
+        results.append((hidden.detach(), {n: p.grad.clone() for n, p in model.get_decoder().named_parameters()}))
+    (one, one_grads), (two, two_grads) = results
+    assert float((one - two).abs().max()) < 1e-5
+    for name, grad in one_grads.items():
+        torch.testing.assert_close(two_grads[name], grad, rtol=1e-4, atol=1e-4 * float(grad.abs().max()))
+
+
+def test_the_cheaper_way_is_taken(monkeypatch):
+    """Long rollouts after a short prefix take two passes, short ones after a long prefix take one."""
+    model, prefixes, taken = small_model(), ragged_prefixes("coupled"), []
+    for name in ("one_pass_hidden", "two_pass_hidden"):
+        original = getattr(packing, name)
+        monkeypatch.setattr(packing, name, lambda *args, name=name, original=original: taken.append(name) or original(*args))
+    P = max(len(p.ids) for p in prefixes)
+    for S in (2, 3 * P + 3):
+        tokens = torch.full((len(prefixes), 1, S), 3)
+        packing.packed_logprobs(model, prefixes, tokens, torch.ones_like(tokens, dtype=torch.bool), PAD)
+    assert taken == ["one_pass_hidden", "two_pass_hidden"]
