@@ -274,8 +274,13 @@ def train_seeds(args: argparse.Namespace, given: dict, start) -> int:
         raise UserError(f"--jobs is {args.jobs}, but must be at least 1.")
     out = given.get("out") or (start.out if isinstance(start, Config) else Config().out)
     configs = []
+    # On --resume, a seed that had not begun when the others were stopped starts with the settings of one that had.
+    begun = sorted(Path(out).glob("seed-*/config.yaml")) if args.resume else []
     for seed in args.seeds:
         folder = str(Path(out) / f"seed-{seed}")
+        if begun and start is None and not Path(folder).exists():
+            configs.append(override(load_config(begun[0]), {**given, "seed": seed, "out": folder}))
+            continue
         # train_many gives each process one thread, so that is what a resumed run was started with.
         configs.append(chosen_config({**given, "seed": seed, "out": folder, "trainer.threads": 1}, start, args.resume, folder))
         if not args.resume and (Path(folder) / "config.yaml").exists():
@@ -491,6 +496,15 @@ def interval(values: list[float], k: int, seed: int = 0, draws: int = 4000) -> l
 # ---------------------------------------------------------------- show
 
 
+def runs_within(folders: list[str]) -> list[str]:
+    """The folders, those that hold one run a seed (from `--seeds`) replaced by these runs."""
+    found = []
+    for folder in folders:
+        seeds = [] if (Path(folder) / "config.yaml").is_file() else sorted(Path(folder).glob("seed-*/config.yaml"))
+        found += [str(path.parent) for path in seeds] or [folder]
+    return found
+
+
 def run_show(args: argparse.Namespace, words: list[str]) -> int:
     """`adaback show`."""
     from rich.table import Table
@@ -499,7 +513,7 @@ def run_show(args: argparse.Namespace, words: list[str]) -> int:
     from .runs import load_run
 
     # All are read before anything is printed, so that a mistake prints its sentence alone.
-    facts = [run_facts(load_run(folder)) for folder in args.folders]
+    facts = [run_facts(load_run(folder)) for folder in runs_within(args.folders)]
     if len(facts) == 1:
         table = Table(title=facts[0]["run"], show_header=False, title_justify="left")
         for name, value in facts[0].items():

@@ -1,7 +1,7 @@
 """Every setting once: its type, default, bounds and one line of help.
 
 The command line, the notebooks' parameters and `config.yaml` are all made from these classes. A setting that stands
-nowhere in PAPER.md is marked "our choice". Unknown names are refused; a number given as text ('1e-4') is a number.
+nowhere in the paper is marked "our choice". Unknown names are refused; a number given as text ('1e-4') is a number.
 """
 
 import difflib
@@ -29,7 +29,7 @@ class Settings(BaseModel):
 
 
 class TaskSettings(Settings):
-    """What is learnt. Chain-of-Parities: Z_i = Z_{i-1} xor Y_i xor X_i (PAPER.md)."""
+    """What is learnt. Chain-of-Parities: Z_i = Z_{i-1} xor Y_i xor X_i, with Y_i free (paper)."""
 
     name: Literal["parity"] = Field("parity", description="the task")
     length: int = Field(16, ge=1, le=MAX_LENGTH, description="chain length L: bits in the input, steps in the rationale")
@@ -103,7 +103,7 @@ class TrainerSettings(Settings):
     """How long, how often, how large."""
 
     max_steps: int = Field(1000, ge=0, le=100_000_000, description="RL steps after which a run stops")
-    target_accuracy: float = Field(0.0, ge=0, le=1, description="stop when held-out accuracy reaches this; 0 never stops for it")
+    target_accuracy: float = Field(0.98, ge=0, le=1, description="stop when held-out accuracy reaches this; 0 never stops for it")
     batch_size: int = Field(32, ge=1, le=100_000, description="samples a step, each with its group of rollouts; all of them if there are fewer (paper: 256, of what is not said)")
     eval_every: int = Field(25, ge=1, le=1_000_000, description="steps between held-out evaluations")
     checkpoint_every: int = Field(100, ge=1, le=1_000_000, description="steps between checkpoints")

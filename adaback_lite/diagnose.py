@@ -31,7 +31,7 @@ def diagnose(steps: list[dict]) -> list[Diagnosis]:
             f"In the last {WINDOW} steps {mean['grad_groups']:.1%} of the groups had rewards that differ, and the mean reward is {mean['mean_reward']:.3f}: nothing is learnt, because hardly any rollout is ever right.",
             "Show part of the rationale (--method adaback), start from a better base or an SFT stage, or take an easier task.",
         ))  # fmt: skip
-    elif mean["grad_groups"] < 0.05 and mean["mean_reward"] < 0.95:
+    elif mean["grad_groups"] < 0.05 and mean["mean_reward"] < 0.8:
         found.append(Diagnosis(
             "no_gradient",
             f"In the last {WINDOW} steps only {mean['grad_groups']:.1%} of the groups had rewards that differ, at a mean reward of {mean['mean_reward']:.2f}: samples are either always right or always wrong as they are shown.",
@@ -39,7 +39,7 @@ def diagnose(steps: list[dict]) -> list[Diagnosis]:
         ))  # fmt: skip
     early = sum(s["entropy"] for s in steps[:5]) / len(steps[:5])
     # Low entropy alone is no illness: a policy that has found one good way is sure of itself, and learns on while groups differ.
-    if mean["entropy"] < 0.1 * early and mean["mean_reward"] < 0.9 and mean["grad_groups"] < 0.1:
+    if mean["entropy"] < 0.1 * early and mean["mean_reward"] < 0.6 and mean["grad_groups"] < 0.1:
         found.append(Diagnosis(
             "entropy_collapsed",
             f"The entropy of the policy fell from {early:.3f} to {mean['entropy']:.3f} nats a token while the mean reward is only {mean['mean_reward']:.2f}: the rollouts of a group are nearly equal, and {mean['grad_groups']:.0%} of the groups carry a gradient.",

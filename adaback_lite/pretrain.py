@@ -1,7 +1,7 @@
 """The base for the tiny policy: it knows how to find X_i from step i and how an output ends, and nothing of parities.
 
 A pretrained language model brings the skill of looking things up in its context. A random one must first learn it, and
-that, not the parity, is then what takes the time (PAPER.md, "Seen when tried"). So tiny starts from a model trained on
+that, not the parity, is then what takes the time (measured). So tiny starts from a model trained on
 chains Y_1 Z_1 ... Y_L Z_L in which every Z_i of a chain follows one of four rules: X_i, Y_i, 0 or 1, drawn a chain at a time.
 No rule combines two bits. `tests/test_pretrain.py` checks that the result knows no parity.
 """

@@ -85,6 +85,8 @@ def load_run(folder: str | os.PathLike) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"There is no run in {folder}: the folder does not exist; 'adaback train --out {folder}' makes one.")
+    if not (folder / "config.yaml").is_file() and (seeds := sorted(folder.glob("seed-*/config.yaml"))):
+        raise UserError(f"{folder} holds one run a seed; name one of them, as {seeds[0].parent}, or give --seeds as when it was started.")
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run's folder: it has no config.yaml; name the folder that was given as --out.")
     load_config(folder / "config.yaml")

@@ -376,7 +376,10 @@ def restore(state: State, writer: RunWriter, config: Config) -> None:
         try:
             state.curriculum.load_state_dict(saved["curriculum"])
         except (AttributeError, KeyError, ValueError) as error:
-            raise UserError(f"{writer.folder} cannot be resumed with this curriculum: {error}; pass the one it was started with.") from None
+            raise UserError(
+                f"{writer.folder} cannot be resumed with this curriculum: {error}; "
+                "call adaback_lite.train(curriculum=..., resume=True) with the one it was started with."
+            ) from None
     elif state.stage == "rl" and state.step and state.curriculum is not None:
         raise UserError(f"{writer.folder} cannot be resumed: its curriculum has no state_dict and load_state_dict; derive it from adaback_lite.Curriculum and train again.")
     if state.stage == "sft":

@@ -229,6 +229,18 @@ def test_several_seeds_and_resume(command, tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_seed_that_had_not_begun_starts_on_resume(command, tiny):
+    assert command("train", "parity", tiny, "--method", "rl", "--seeds", 0, "--quiet")[0] == 0
+    assert command("train", "--resume", "--seeds", 0, 2, "--out", tiny["out"], "--quiet")[0] == 0
+    first, late = (load_config(Path(tiny["out"]) / f"seed-{n}" / "config.yaml") for n in (0, 2))
+    assert late.seed == 2 and late.method == "rl" and late.task == first.task and late.trainer == first.trainer
+    status, out, _ = command("show", tiny["out"])
+    assert status == 0 and "seed-0" in flat(out) and "seed-2" in flat(out)
+    status, _, err = command("train", "--resume", "--out", tiny["out"])
+    assert status == 2 and "holds one run a seed" in err
+
+
 def test_ctrl_c_of_several_seeds(tiny):
     """Only the parent is told, and more runs wait than are trained: all stop, with a checkpoint, and none is started after."""
     settings = {**TINY, "out": tiny["out"], "trainer.max_steps": 1000000, "trainer.checkpoint_every": 1000000}

@@ -1,4 +1,4 @@
-"""Chain-of-Parities (paper, section on synthetic data; PAPER.md has the rule).
+"""Chain-of-Parities (paper, synthetic data).
 
 The input is L bits X. The output is Y_1 Z_1 ... Y_L Z_L: each Y_i may be chosen freely, each Z_i must be the parity
 
