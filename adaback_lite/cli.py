@@ -273,13 +273,15 @@ def train_seeds(args: argparse.Namespace, given: dict, start) -> int:
     if args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs}, but must be at least 1.")
     out = given.get("out") or (start.out if isinstance(start, Config) else Config().out)
+    from .runs import seed_folders
+
     configs = []
     # On --resume, a seed that had not begun when the others were stopped starts with the settings of one that had.
-    begun = sorted(Path(out).glob("seed-*/config.yaml")) if args.resume else []
+    begun = seed_folders(out) if args.resume else []
     for seed in args.seeds:
         folder = str(Path(out) / f"seed-{seed}")
         if begun and start is None and not Path(folder).exists():
-            configs.append(override(load_config(begun[0]), {**given, "seed": seed, "out": folder}))
+            configs.append(override(load_config(begun[0] / "config.yaml"), {**given, "seed": seed, "out": folder}))
             continue
         # train_many gives each process one thread, so that is what a resumed run was started with.
         configs.append(chosen_config({**given, "seed": seed, "out": folder, "trainer.threads": 1}, start, args.resume, folder))
@@ -443,22 +445,18 @@ def evaluate_run(run, ks: list[int], samples: int, split: str = "test", n: int |
     """
     import torch
 
-    from .evaluate import evaluate, pass_at_k
-    from .runs import newest_checkpoint
-    from .trainer import build_task
+    from .build import build_task
+    from .evaluate import evaluate, interval, pass_at_k
 
     config = run.config
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    model, tokenizer = run.load_policy()
+    model, tokenizer, state = run.load_checkpoint()
     task = build_task(config, tokenizer)
     problems = getattr(task, split) if n is None else list(itertools.islice(task.stream(split), n))
     judged = evaluate(model, tokenizer, task, problems, samples, config.seed, config.grpo.temperature, config.trainer.rollout_rows)
     right = [sum(v.right for v in group) for group in judged.verdicts]
     kinds = [v.kind for group in judged.verdicts for v in group]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # load_policy has warned of a damaged checkpoint already
-        state = newest_checkpoint(run)[1]
     passes = {}
     for k in ks:
         values = [pass_at_k(samples, r, k) for r in right]
@@ -475,34 +473,7 @@ def evaluate_run(run, ks: list[int], samples: int, split: str = "test", n: int |
     }
 
 
-def interval(values: list[float], k: int, seed: int = 0, draws: int = 4000) -> list[float]:
-    """95 % interval of the mean of one value a problem.
-
-    k = 1: Wilson's, with one trial a problem; where several outputs were sampled of each that is on the wide side, never too narrow.
-    Otherwise a percentile bootstrap over problems; where all problems have the same value, which would give a width of 0, Wilson's again.
-    """
-    import numpy as np
-
-    from .evaluate import wilson
-    from .seeding import numpy_generator
-
-    if k == 1 or min(values) == max(values):
-        return list(wilson(sum(values), len(values)))
-    v, rng = np.asarray(values), numpy_generator(seed, "bootstrap", k)
-    means = [float(v[rng.integers(0, len(v), len(v))].mean()) for _ in range(draws)]
-    return [float(q) for q in np.quantile(means, [0.025, 0.975])]
-
-
 # ---------------------------------------------------------------- show
-
-
-def runs_within(folders: list[str]) -> list[str]:
-    """The folders, those that hold one run a seed (from `--seeds`) replaced by these runs."""
-    found = []
-    for folder in folders:
-        seeds = [] if (Path(folder) / "config.yaml").is_file() else sorted(Path(folder).glob("seed-*/config.yaml"))
-        found += [str(path.parent) for path in seeds] or [folder]
-    return found
 
 
 def run_show(args: argparse.Namespace, words: list[str]) -> int:
@@ -510,10 +481,10 @@ def run_show(args: argparse.Namespace, words: list[str]) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from .runs import load_run
+    from .runs import load_run, seed_folders
 
     # All are read before anything is printed, so that a mistake prints its sentence alone.
-    facts = [run_facts(load_run(folder)) for folder in runs_within(args.folders)]
+    facts = [run_facts(load_run(run)) for folder in args.folders for run in seed_folders(folder) or [folder]]
     if len(facts) == 1:
         table = Table(title=facts[0]["run"], show_header=False, title_justify="left")
         for name, value in facts[0].items():

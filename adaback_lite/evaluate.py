@@ -3,11 +3,12 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from .packing import Prefix
 from .rollout import Rollouts, sample_rollouts
-from .seeding import torch_generator
+from .seeding import numpy_generator, torch_generator
 from .tasks import Sample, Verdict
 
 
@@ -62,6 +63,19 @@ def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     p, z2 = right / n, z * z
     centre, half = p + z2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     return max((centre - half) / (1 + z2 / n), 0.0), min((centre + half) / (1 + z2 / n), 1.0)
+
+
+def interval(values: list[float], k: int, seed: int = 0, draws: int = 4000) -> list[float]:
+    """95 % interval of the mean of one value a problem.
+
+    k = 1: Wilson's, with one trial a problem; where several outputs were sampled of each that is on the wide side, never too narrow.
+    Otherwise a percentile bootstrap over problems; where all problems have the same value, which would give a width of 0, Wilson's again.
+    """
+    if k == 1 or min(values) == max(values):
+        return list(wilson(sum(values), len(values)))
+    v, rng = np.asarray(values), numpy_generator(seed, "bootstrap", k)
+    means = [float(v[rng.integers(0, len(v), len(v))].mean()) for _ in range(draws)]
+    return [float(q) for q in np.quantile(means, [0.025, 0.975])]
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:

@@ -123,7 +123,8 @@ def unpacked_logprobs(model, prefixes: list[Prefix], tokens: torch.Tensor, mask:
     """The same by the obvious way, each rollout a full sequence of its own: what the tests and the benchmark compare with."""
     N, G, S = tokens.shape
     repeated = [p for p in prefixes for _ in range(G)]
-    logp, entropy = packed_logprobs(model, repeated, tokens.reshape(N * G, 1, S), mask.reshape(N * G, 1, S), pad_id, temperature)
+    tokens, mask = tokens.reshape(N * G, 1, S), mask.reshape(N * G, 1, S)
+    logp, entropy = _logprobs_at(model, one_pass_hidden(model, repeated, tokens, pad_id), tokens, mask, temperature)
     return logp.reshape(N, G, S), entropy.reshape(N, G, S)
 
 

@@ -14,13 +14,13 @@ import pandas as pd
 import torch
 from nbconvert import HTMLExporter
 
+from .build import build_task
 from .charts import logs_of
 from .errors import UserError
 from .evaluate import judge, make_prefix
 from .rollout import sample_rollouts
 from .runs import Run
 from .seeding import torch_generator
-from .trainer import build_task
 
 # What would make a browser fetch something. A link to click on is not among it.
 NETWORK = re.compile(r"<(?:script|img|iframe)\b[^>]*\bsrc=[\"']?(?:https?:)?//|<link\b[^>]*\bhref=[\"']?(?:https?:)?//|@import\s+(?:url\()?[\"']?(?:https?:)?//", re.IGNORECASE)

@@ -67,14 +67,18 @@ class Run:
         """Checkpoint folders, newest first."""
         return sorted((self.folder / "checkpoints").glob("step-*"), reverse=True)
 
-    def load_policy(self):
-        """(model, tokenizer) as they stand in the newest checkpoint."""
-        from .trainer import build_policy
+    def load_checkpoint(self):
+        """(model, tokenizer, state) of the newest checkpoint; `state` is a dict with the step and what else is saved beside the tensors."""
+        from .build import build_policy
 
         model, tokenizer = build_policy(self.config)
-        tensors, _ = newest_checkpoint(self)
+        tensors, state = newest_checkpoint(self)
         model.load_state_dict(tensors["model"])
-        return model, tokenizer
+        return model, tokenizer, state
+
+    def load_policy(self):
+        """(model, tokenizer) as they stand in the newest checkpoint."""
+        return self.load_checkpoint()[:2]
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
@@ -85,12 +89,17 @@ def load_run(folder: str | os.PathLike) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"There is no run in {folder}: the folder does not exist; 'adaback train --out {folder}' makes one.")
-    if not (folder / "config.yaml").is_file() and (seeds := sorted(folder.glob("seed-*/config.yaml"))):
-        raise UserError(f"{folder} holds one run a seed; name one of them, as {seeds[0].parent}, or give --seeds as when it was started.")
     if not (folder / "config.yaml").is_file():
+        if seeds := seed_folders(folder):
+            raise UserError(f"{folder} holds one run a seed; name one of them, as {seeds[0]}, or give --seeds as when it was started.")
         raise UserError(f"{folder} is not a run's folder: it has no config.yaml; name the folder that was given as --out.")
     load_config(folder / "config.yaml")
     return Run(folder)
+
+
+def seed_folders(folder: str | os.PathLike) -> list[Path]:
+    """The runs in a folder that `adaback train --seeds` filled: seed-0, seed-1 and so on; none for a run's own folder."""
+    return [] if (Path(folder) / "config.yaml").is_file() else sorted(path.parent for path in Path(folder).glob("seed-*/config.yaml"))
 
 
 def read_events(path: str | os.PathLike) -> list[dict]:
@@ -152,8 +161,7 @@ class RunWriter(Run):
     def close(self) -> None:
         for handle in (self._log, self._lock):
             if handle is not None:
-                with contextlib.suppress(OSError):  # closing tries once more to write what a full disk refused; emit has said so
-                    handle.close()
+                handle.close()
 
     def cut_log(self, size: int) -> None:
         """Forget the events after a checkpoint, for they will happen again. Raises UserError when the log is shorter than that."""

@@ -8,6 +8,7 @@ The learning rate with the best held-out loss wins, and its best weights are the
 import numpy as np
 import torch
 
+from .build import build_policy, new_optimizer
 from .errors import UserError
 from .evaluate import make_prefix
 from .packing import packed_logprobs
@@ -56,8 +57,6 @@ def sft_steps(state, config, task, pad_id: int):
 
     At its end the model holds the winning weights and a fresh optimizer for RL.
     """
-    from .trainer import build_policy, new_optimizer
-
     t, s = config.trainer, state.sft
     start = clone_state(build_policy(config)[0])
     while s["lr_index"] < len(t.sft_lrs):

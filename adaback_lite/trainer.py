@@ -6,8 +6,6 @@
 import math
 import os
 import platform
-import signal
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,19 +16,18 @@ import transformers
 from tqdm import tqdm
 
 from . import sft
-from .config import Config, flat, make_config, override
+from .build import build_policy, build_task, new_optimizer
+from .config import Config, make_config, override
 from .curricula import make_curriculum, tokens_shown
 from .diagnose import diagnose
 from .errors import UserError
-from .evaluate import evaluate, judge, make_prefix, wilson
+from .evaluate import Judged, evaluate, judge, make_prefix, wilson
 from .grpo import advantages, has_gradient, kl_loss, policy_loss, token_weights
 from .packing import packed_logprobs
-from .policy import load_folder, tiny_model, tiny_tokenizer
-from .pretrain import base_folder
+from .resume import Interrupts, finished, restore, resumed_config, save_state
 from .rollout import sample_rollouts
-from .runs import Run, RunWriter, load_run, newest_checkpoint
+from .runs import Run, RunWriter, load_run
 from .seeding import torch_generator
-from .tasks import Parity
 
 
 @dataclass
@@ -77,12 +74,11 @@ def rl_step(state: State, config: Config, task, tokenizer) -> dict:
     group_reward = rewards.double().mean(dim=1).numpy()  # [B] in double precision, where 7 right of 10 reach a tau of 0.7
 
     # 4. Learn, from the groups that carry a gradient.
-    keep = has_gradient(rewards)  # [B]
+    differ = has_gradient(rewards)  # [B]
+    keep = torch.ones_like(differ) if g.kl or g.entropy else differ  # these two terms act on every group
     loss, grad_norm = 0.0, 0.0
-    if keep.any() or g.kl or g.entropy:
+    if keep.any():
         weights = token_weights(rollouts.mask, g.norm, int(rollouts.mask.shape[2]))  # [B, G, S]
-        if g.kl or g.entropy:
-            keep = torch.ones_like(keep)  # these terms act on every group
         chosen = keep.nonzero()[:, 0]
         loss, grad_norm = update(
             state, config, [prefixes[b] for b in chosen], rollouts.tokens[chosen], rollouts.mask[chosen], advantages(rewards, g.scale_std)[chosen], weights[chosen], pad
@@ -107,7 +103,7 @@ def rl_step(state: State, config: Config, task, tokenizer) -> dict:
         "high": None if high is None else high[ids].round(4).tolist(),
         "mean_reward": float(group_reward.mean()),
         "mean_rho": float(rho.mean()),
-        "grad_groups": float(has_gradient(rewards).float().mean()),
+        "grad_groups": float(differ.float().mean()),
         "entropy": rollouts.entropy,
         "cut": 1.0 - float(rollouts.ended.float().mean()),
         "unparseable": judged.share("unparseable"),
@@ -233,16 +229,18 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
         save_state(state, writer)
         saved = (state.stage, state.step)
 
+    def score(samples) -> tuple[Judged, int, int]:
+        judged = evaluate(state.model, tokenizer, task, samples, 1, config.seed, config.grpo.temperature, t.rollout_rows)
+        return judged, sum(v[0].right for v in judged.verdicts), len(samples)
+
     def look(stage: str) -> float:
-        judged = evaluate(state.model, tokenizer, task, task.val, 1, config.seed, config.grpo.temperature, t.rollout_rows)
-        right, n = sum(v[0].right for v in judged.verdicts), len(task.val)
+        _, right, n = score(task.val)
         spent = {"step": state.step, "rollouts": state.rollouts, "generated_tokens": state.generated_tokens, "trained_tokens": state.sft["trained_tokens"]}
         writer.emit("eval", stage=stage, **spent, n=n, right=right, accuracy=right / n, wall=wall())
         return right / n
 
     def test() -> dict:
-        judged = evaluate(state.model, tokenizer, task, task.test, 1, config.seed, config.grpo.temperature, t.rollout_rows)
-        right, n = sum(v[0].right for v in judged.verdicts), len(task.test)
+        judged, right, n = score(task.test)
         return {"test_accuracy": right / n, "test_accuracy_ci95": wilson(right, n), "test_right": right, "test_n": n, "test_unparseable": judged.share("unparseable")}
 
     with Interrupts() as interrupts:
@@ -260,10 +258,11 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
             writer.emit("sft_end", lr=state.sft["winner_lr"], trained_tokens=state.sft["trained_tokens"], **test(), wall=wall())
             save()
 
-        stopped_by, accuracy = "sft", last_accuracy(writer, state.step)
+        events = writer.events
+        stopped_by, accuracy = "sft", last_accuracy(events)
         if state.stage == "rl":
-            seen = [{k: v for k, v in e.items() if k not in ("ids", "rho", "reward", "shown", "low")} for e in writer.events if e["event"] == "step"]
-            told = {e["kind"] for e in writer.events if e["event"] == "diagnosis"}
+            seen = [in_short(e) for e in events if e["event"] == "step"]
+            told = {e["kind"] for e in events if e["event"] == "diagnosis"}
             if accuracy is None:
                 accuracy = look("rl")
             often = 0.5 if os.isatty(2) else 20  # seconds; in a notebook or a log file every line stays
@@ -271,7 +270,7 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
             while state.step < t.max_steps and not (t.target_accuracy and accuracy >= t.target_accuracy):
                 event = rl_step(state, config, task, tokenizer)
                 writer.emit("step", **event, wall=wall())
-                seen.append({k: event[k] for k in event if k not in ("ids", "rho", "reward", "shown", "low")})
+                seen.append(in_short(event))
                 for d in diagnose(seen):
                     if d.kind not in told:
                         told.add(d.kind)
@@ -309,34 +308,14 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
     writer.write_summary(summary)
 
 
-def last_accuracy(run: Run, step: int) -> float | None:
-    """The held-out accuracy that was last measured in the RL stage, or before it by SFT; None when none was."""
-    evals = [e for e in run.events if e["event"] == "eval" and e["step"] <= step]
-    return evals[-1]["accuracy"] if evals else None
+def last_accuracy(events: list[dict]) -> float | None:
+    """The held-out accuracy that was last measured; None when none was."""
+    return next((e["accuracy"] for e in reversed(events) if e["event"] == "eval"), None)
 
 
-def build_policy(config: Config):
-    """(model, tokenizer) as they stand before training."""
-    p = config.policy
-    if p.name != "tiny":
-        model, tokenizer = load_folder(p.name)
-    elif p.base == "none":
-        model, tokenizer = tiny_model(p, config.seed), tiny_tokenizer()
-    else:
-        model, tokenizer = load_folder(base_folder(p, config.task.length))
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
-
-
-def build_task(config: Config, tokenizer):
-    """The task of a configuration."""
-    t = config.task
-    unknown = [c for c in "01=" if tokenizer.convert_tokens_to_ids(c) in (None, tokenizer.unk_token_id)]
-    if unknown:
-        named = " and ".join(map(repr, unknown))
-        raise UserError(f"The tokenizer of policy.name {config.policy.name!r} has no single token for {named}, which the parity task needs; use policy.name tiny.")
-    return Parity(tokenizer, t.length, t.degree, t.n_train, t.n_val, t.n_test, config.seed, config.policy.positions)
+def in_short(step: dict) -> dict:
+    """A "step" event without its lists over samples, but for `high`, which says that there are intervals: what a diagnosis needs."""
+    return {k: v for k, v in step.items() if k not in ("ids", "rho", "reward", "shown", "low")}
 
 
 def new_state(config: Config, model, task, curriculum=None) -> State:
@@ -350,82 +329,6 @@ def new_state(config: Config, model, task, curriculum=None) -> State:
     return state
 
 
-def new_optimizer(model, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
-
-
-def save_state(state: State, writer: RunWriter) -> None:
-    """Write a checkpoint of everything in `state`."""
-    tensors = {"model": state.model.state_dict(), "optimizer": optimizer_tensors(state.optimizer)}
-    tensors |= {name: value for name, value in (("best", state.best), ("winner", state.winner)) if value}
-    curriculum = state.curriculum.state_dict() if hasattr(state.curriculum, "state_dict") else None
-    numbers = {k: getattr(state, k) for k in ("stage", "step", "rollouts", "generated_tokens", "wall", "sft")}
-    # Names sort as the stages follow each other: the last is the newest.
-    name = f"2-rl-{state.step:08d}" if state.stage != "sft" else f"1-sft-{state.sft['lr_index']:02d}-{state.sft['step']:08d}"
-    writer.emit("checkpoint", stage=state.stage, step=state.step)
-    writer.save_checkpoint(name, tensors, {"curriculum": curriculum, **numbers})
-
-
-def restore(state: State, writer: RunWriter, config: Config) -> None:
-    """Put the newest whole checkpoint into `state` and cut the log back to it."""
-    tensors, saved = newest_checkpoint(writer)
-    for k in ("stage", "step", "rollouts", "generated_tokens", "wall", "sft"):
-        setattr(state, k, saved[k])
-    state.best, state.winner = tensors.get("best"), tensors.get("winner")
-    if saved["curriculum"] is not None:
-        try:
-            state.curriculum.load_state_dict(saved["curriculum"])
-        except (AttributeError, KeyError, ValueError) as error:
-            raise UserError(
-                f"{writer.folder} cannot be resumed with this curriculum: {error}; "
-                "call adaback_lite.train(curriculum=..., resume=True) with the one it was started with."
-            ) from None
-    elif state.stage == "rl" and state.step and state.curriculum is not None:
-        raise UserError(f"{writer.folder} cannot be resumed: its curriculum has no state_dict and load_state_dict; derive it from adaback_lite.Curriculum and train again.")
-    if state.stage == "sft":
-        state.optimizer = new_optimizer(state.model, config.trainer.sft_lrs[min(saved["sft"]["lr_index"], len(config.trainer.sft_lrs) - 1)])
-    state.model.load_state_dict(tensors["model"])
-    load_optimizer_tensors(state.optimizer, tensors["optimizer"])
-    if state.reference is not None and state.winner:
-        state.reference.load_state_dict(state.winner)
-    writer.cut_log(saved["log_size"])
-    writer.emit("resume", stage=state.stage, step=state.step)
-
-
-def optimizer_tensors(optimizer) -> dict[str, torch.Tensor]:
-    """Adam's state as named tensors: "3.exp_avg" belongs to the fourth parameter."""
-    return {f"{i}.{k}": v for i, values in optimizer.state_dict()["state"].items() for k, v in values.items()}
-
-
-def load_optimizer_tensors(optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
-    state: dict[int, dict] = {}
-    for name, value in tensors.items():
-        i, key = name.split(".")
-        state.setdefault(int(i), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-MAY_DIFFER = ("trainer.max_steps", "trainer.target_accuracy", "out")
-
-
-def resumed_config(asked: Config, saved: Config) -> Config:
-    """The saved configuration with what may change on resume. Raises UserError for any other difference."""
-    a, s = flat(asked), flat(saved)
-    for name in a:
-        if a[name] != s[name] and name not in MAY_DIFFER:
-            raise UserError(f"{asked.out} was trained with {name} {s[name]}, not {a[name]}; resume with the same settings, or choose another --out.")
-    return override(saved, {name: a[name] for name in MAY_DIFFER})
-
-
-def finished(run: Run, config: Config) -> bool:
-    """Whether a run with a summary has nothing left to do under `config`."""
-    summary, t = run.summary, config.trainer
-    if summary["stopped_by"] == "sft" or summary["steps"] >= t.max_steps:
-        return True
-    return bool(t.target_accuracy) and summary["held_out_accuracy"] >= t.target_accuracy
-
-
 def machine() -> dict:
     """What a result depends on besides its settings."""
     return {
@@ -436,26 +339,3 @@ def machine() -> dict:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
-
-
-class Interrupts:
-    """While it is open, Ctrl-C and SIGTERM set `asked`, so that a step can be finished; a second Ctrl-C acts at once. Main thread only."""
-
-    def __init__(self):
-        self.asked = False
-        self._old = {}
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._ask)
-        return self
-
-    def _ask(self, number, frame):
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __exit__(self, *_):
-        for number, handler in self._old.items():
-            signal.signal(number, handler)

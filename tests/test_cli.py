@@ -15,6 +15,7 @@ import yaml
 
 from adaback_lite import cli
 from adaback_lite.config import METHODS, bounds, load_config, make_config, setting_names
+from adaback_lite.evaluate import interval
 from adaback_lite.runs import load_run
 from tests.conftest import TINY
 
@@ -294,18 +295,18 @@ def test_base_of_the_default_model_is_shipped(command):
 
 
 def test_interval_of_pass_at_1_is_wilsons():
-    assert cli.interval([0.0] * 100, 1) == pytest.approx([0.0, 0.0370], abs=1e-4)
-    assert cli.interval([1.0] * 3 + [0.0], 1) == pytest.approx([0.3006, 0.9544], abs=1e-4)
+    assert interval([0.0] * 100, 1) == pytest.approx([0.0, 0.0370], abs=1e-4)
+    assert interval([1.0] * 3 + [0.0], 1) == pytest.approx([0.3006, 0.9544], abs=1e-4)
 
 
 def test_interval_of_pass_at_k_is_a_bootstrap_over_problems():
     """For n values with standard deviation s the interval is close to 1.96 s / sqrt(n) on both sides, and the same each time."""
     values = [0.2, 0.4, 0.6, 0.8] * 100
-    low, high = cli.interval(values, 8)
+    low, high = interval(values, 8)
     half = 1.96 * 0.2236 / 20
     assert (low, high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.004)
-    assert cli.interval(values, 8) == [low, high]
-    assert cli.interval([0.0] * 100, 8)[1] == pytest.approx(0.0370, abs=1e-4)  # not a width of 0
+    assert interval(values, 8) == [low, high]
+    assert interval([0.0] * 100, 8)[1] == pytest.approx(0.0370, abs=1e-4)  # not a width of 0
 
 
 def test_evaluate_run_counts(tiny, monkeypatch):
