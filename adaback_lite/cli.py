@@ -1,4 +1,4 @@
-"""`adaback train, eval, show, base`: the library from a shell.
+"""`adaback train, eval, compare, show, base`: the library from a shell.
 
 The options of `adaback train` are made from config.py's settings; none is written down here. What needs torch is imported
 inside the commands, so that help and a misspelt option answer at once.
@@ -7,7 +7,6 @@ inside the commands, so that help and a misspelt option answer at once.
 import argparse
 import contextlib
 import difflib
-import itertools
 import json
 import os
 import re
@@ -50,116 +49,6 @@ def main(argv: list[str] | None = None) -> int:
             return 130
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake raises UserError with one sentence instead of printing the whole usage."""
-
-    def error(self, message: str):
-        missing = re.match(r"argument ([^:]+): expected (?:one argument|at least one argument)", message)
-        if missing:
-            name = missing.group(1).split("/")[0]
-            raise UserError(f"{name} needs a value, as in '{name} {self._example(name)}'.")
-        message = re.sub(r"^argument (\S+): ", r"\1: ", message)
-        raise UserError(f"{message[0].upper() + message[1:]}; '{self.prog} --help' lists what there is.")
-
-    def _example(self, name: str) -> str:
-        action = self._option_string_actions.get(name)
-        return str(action.metavar or "VALUE") if action else "VALUE"
-
-
-# ---------------------------------------------------------------- options made from the settings
-
-
-def setting_type(field) -> str:
-    """A setting's type in a word: 'number', 'whole number', 'text', 'true or false', 'numbers', or its choices."""
-    return _type_name(field.annotation)
-
-
-def _type_name(annotation) -> str:
-    origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        return _type_name(typing.get_args(annotation)[0])
-    if origin is typing.Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(annotation)))
-    if origin is tuple:
-        return f"one {_type_name(typing.get_args(annotation)[0])} or more"
-    return {float: "number", int: "whole number", bool: "true or false", str: "text"}[annotation]
-
-
-def setting_bounds(field) -> str:
-    """A setting's bounds in words: '0 to 1', 'above 0, up to 1', '1 to 16 of them, each above 0, up to 1'; '' where there are none."""
-    low = high = several = ""
-    for m in field.metadata:
-        match m:
-            case annotated_types.Ge():
-                low = in_words(m.ge)
-            case annotated_types.Gt():
-                low = f"above {in_words(m.gt)}"
-            case annotated_types.Le():
-                high = in_words(m.le)
-            case annotated_types.Lt():
-                high = f"below {in_words(m.lt)}"
-            case annotated_types.MinLen():
-                several = f"{m.min_length}"
-            case annotated_types.MaxLen():
-                several += f" to {m.max_length} of them"
-    if typing.get_origin(field.annotation) is tuple:
-        inner = typing.get_args(field.annotation)[0]
-        if typing.get_origin(inner) is typing.Annotated:
-            constraints = typing.get_args(inner)[1].metadata
-            return f"{several}, each {setting_bounds(types.SimpleNamespace(metadata=constraints, annotation=None))}"
-        return several
-    if not (low and high):
-        return low or high
-    return f"{low}, up to {high}" if low.startswith("above") or high.startswith("below") else f"{low} to {high}"
-
-
-def in_words(bound: float) -> str:
-    """A bound for a reader: 1,000,000 and 0.5."""
-    return f"{bound:,.0f}" if bound == int(bound) else f"{bound:g}"
-
-
-def setting_default(field) -> str:
-    """A setting's default as one would type it."""
-    value = field.default
-    if value is PydanticUndefined:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    return " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value) if isinstance(value, tuple) else str(value)
-
-
-def setting_help(field) -> str:
-    """One setting's line of help: type, bounds, default, meaning."""
-    facts = [setting_type(field), setting_bounds(field), f"default {setting_default(field)}"]
-    return f"({'; '.join(f for f in facts if f)}) {field.description}"
-
-
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """An option for every setting, in the groups of config.py."""
-    boxes = {"": parser.add_argument_group("on top")}
-    boxes |= {name: parser.add_argument_group(name, (cls.__doc__ or "").strip()) for name, cls in GROUPS.items()}
-    for name, field in setting_names().items():
-        add_setting(boxes[name.rpartition(".")[0]], [f"--{name}"], name, field)
-
-
-def add_setting(box, flags: list[str], name: str, field) -> None:
-    """One setting's option. Its value stays text: config.py turns it into a number, and says what is wrong with it."""
-    several = typing.get_origin(field.annotation) is tuple
-    choices = typing.get_origin(field.annotation) is typing.Literal
-    metavar = "X" if choices or field.annotation is bool else "TEXT" if field.annotation is str else "N"
-    box.add_argument(*flags, dest=SETTING + name, default=argparse.SUPPRESS, metavar=metavar, nargs="+" if several else None, help=setting_help(field).replace("%", "%%"))
-
-
-def given_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given, by dotted name."""
-    return {key.removeprefix(SETTING): value for key, value in vars(args).items() if key.startswith(SETTING)}
-
-
-# ---------------------------------------------------------------- parsing
-
-
 def make_parsers() -> tuple[Parser, dict[str, Parser]]:
     """The parser, and those of its commands."""
     from . import __version__
@@ -184,14 +73,28 @@ def make_parsers() -> tuple[Parser, dict[str, Parser]]:
     add_settings(train)
     train.set_defaults(run=run_train)
 
-    evaluate = commands.add_parser("eval", help="pass@k of a run, with intervals", description="Sample outputs with nothing revealed, and give pass@k.", allow_abbrev=False)
-    evaluate.add_argument("folder", metavar="FOLDER", help="the run's folder")
+    evaluate = commands.add_parser(
+        "eval",
+        help="pass@k of runs, with intervals",
+        description="Sample outputs with nothing revealed, and give pass@k. What was sampled stays in the run's folder: stopped, the same command goes on.",
+        allow_abbrev=False,
+    )
+    evaluate.add_argument("folders", metavar="FOLDER", nargs="+", help="folders of runs")
     evaluate.add_argument("--k", type=int, nargs="+", default=[1], metavar="K", help="the k of pass@k, one or more (default 1)")
-    evaluate.add_argument("--samples", type=int, metavar="N", help="outputs sampled for each problem, at least the largest k (default: the largest k)")
-    evaluate.add_argument("--split", default="test", metavar="X", help="which inputs: test or val (default test)")
-    evaluate.add_argument("--n", type=int, metavar="N", help="problems, more than the run's own are drawn anew (default: the run's own)")
-    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    add_evaluation(evaluate)
     evaluate.set_defaults(run=run_eval)
+
+    compare = commands.add_parser(
+        "compare",
+        help="two runs on the same problems, in pairs",
+        description="How much better B is than A on the same problems, with an interval. What 'adaback eval' has sampled is used again.",
+        allow_abbrev=False,
+    )
+    compare.add_argument("a", metavar="A", help="folder of a run, or of its seeds")
+    compare.add_argument("b", metavar="B", help="the same of the run that is held against it")
+    compare.add_argument("--k", type=int, default=1, metavar="K", help="the k of pass@k (default 1)")
+    add_evaluation(compare)
+    compare.set_defaults(run=run_compare)
 
     show = commands.add_parser("show", help="where runs stand, finished or not", description="What is known of runs: finished, running or stopped.", allow_abbrev=False)
     show.add_argument("folders", metavar="FOLDER", nargs="+", help="folders of runs")
@@ -212,35 +115,14 @@ def make_parsers() -> tuple[Parser, dict[str, Parser]]:
     return parser, dict(commands.choices)
 
 
-def join_negative_numbers(argv: list[str]) -> list[str]:
-    """`--grpo.lr -1e-4` as `--grpo.lr=-1e-4`: argparse would take -1e-4 for an option, and the sentence about its bounds would be lost."""
-    joined: list[str] = []
-    for arg in argv:
-        if joined and joined[-1].startswith("--") and "=" not in joined[-1] and re.fullmatch(r"-[\d.]+(e[-+]?\d+)?|-inf|-nan", arg, re.IGNORECASE):
-            joined[-1] += f"={arg}"
-        else:
-            joined.append(arg)
-    return joined
-
-
-def check_command(argv: list[str], commands: dict[str, Parser]) -> None:
-    """Refuse a misspelt command by name."""
-    if argv and not argv[0].startswith("-") and argv[0] not in commands:
-        near = difflib.get_close_matches(argv[0], commands, n=1)
-        raise UserError(f"There is no command '{argv[0]}'. " + (f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(commands)}."))
-
-
-def check_left_over(left_over: list[str], parser: Parser, positional: bool) -> None:
-    """Refuse options that nobody knows, with the nearest that somebody does; `positional` allows one word that is no option."""
-    for arg in left_over:
-        if arg.startswith("-"):
-            given = arg.split("=")[0]
-            flags = list(parser._option_string_actions)
-            near = [flag for flag in flags if flag.rpartition(".")[2] == given.lstrip("-")]  # `--tau` for `--curriculum.tau`
-            near = near or difflib.get_close_matches(given, flags, n=1, cutoff=0.7)
-            raise UserError(f"There is no setting '{given}'. " + (f"Did you mean '{near[0]}'?" if near else f"'{parser.prog} --help' lists all."))
-    if left_over[1 if positional else 0 :]:
-        raise UserError(f"'{left_over[-1]}' is one word too many; '{parser.prog} --help' shows the form.")
+def add_evaluation(parser: argparse.ArgumentParser) -> None:
+    """The options that `eval` and `compare` share."""
+    parser.add_argument("--samples", type=int, metavar="N", help="outputs sampled for each problem, at least the largest k (default: the largest k)")
+    parser.add_argument("--split", default="test", metavar="X", help="which inputs: test or val (default test)")
+    parser.add_argument("--n", type=int, metavar="N", help="problems, more than the run's own are drawn anew (default: the run's own)")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="sample anew with each of these seeds (default: the run's own seed)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="no progress line")
 
 
 # ---------------------------------------------------------------- train
@@ -298,36 +180,6 @@ def train_seeds(args: argparse.Namespace, given: dict, start) -> int:
     for run in runs:
         print_result(run)
     return 0
-
-
-def start_settings(word: str | None) -> Config | dict | None:
-    """What the first word of `adaback train` gives: a file's configuration, a task's setting, or nothing."""
-    if word is None:
-        return None
-    if word in TASKS:
-        return {"task.name": word}
-    if word.endswith((".yaml", ".yml")) or os.path.exists(word):
-        return load_config(word)
-    near = difflib.get_close_matches(word, TASKS, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else f" Name a task ({', '.join(TASKS)}) or a .yaml file."
-    raise UserError(f"There is no task or file '{word}'.{hint}")
-
-
-def chosen_config(given: dict, start: Config | dict | None, resume: bool, out: str | None) -> Config:
-    """The settings to train with: those of the file or of the saved run, then those of the command line.
-
-    On `--resume` without a file the saved run's settings are the start; the trainer refuses those beside it that differ.
-    """
-    if isinstance(start, Config):
-        return override(start, given)
-    given = {**(start or {}), **given}
-    if resume:
-        from .runs import load_run
-
-        folder = out or Config().out
-        if start is None or (Path(folder) / "config.yaml").is_file():
-            return override(load_run(folder).config, {**given, "out": folder})
-    return make_config(given)
 
 
 def where_stopped(out: str) -> str:
@@ -403,74 +255,47 @@ def base_progress(quiet: bool = False):
             bar.close()
 
 
-# ---------------------------------------------------------------- eval
+# ---------------------------------------------------------------- eval, compare
+
+GOES_ON = "Stopped; what was sampled is kept, and the same command goes on from there."
 
 
 def run_eval(args: argparse.Namespace, words: list[str]) -> int:
     """`adaback eval`."""
-    from .runs import load_run
+    from .evaluation import as_runs, check_request, evaluate_run
 
-    samples = max(args.k) if args.samples is None else args.samples
-    if min(args.k) < 1:
-        raise UserError(f"--k is {min(args.k)}, but must be at least 1.")
-    if samples < max(args.k):
-        raise UserError(f"pass@{max(args.k)} needs at least {max(args.k)} outputs of each problem, not {samples}; raise --samples or lower --k.")
-    if args.split not in ("test", "val"):
-        raise UserError(f"--split is '{args.split}', but should be test or val.")
-    if args.n is not None and args.n < 1:
-        raise UserError(f"--n is {args.n}, but must be at least 1.")
-    result = evaluate_run(load_run(args.folder), sorted(set(args.k)), samples, args.split, args.n)
+    check_request(args.k, args.samples, args.split, args.n, args.seeds)
+    runs = as_runs(args.folders)
+    try:
+        results = [evaluate_run(run, args.k, args.samples, args.split, args.n, args.seeds, not args.quiet) for run in runs]
+    except KeyboardInterrupt:
+        print(GOES_ON, file=sys.stderr)
+        return 130
     if args.json:
-        print(json.dumps(result))
-        return 0
-    from rich.table import Table
-
-    print(f"{result['run']}, step {result['step']}: {result['n']} {args.split} problems, {samples} {'output' if samples == 1 else 'outputs'} each")
-    table = Table()
-    for name in ("", "share", "95 % interval"):
-        table.add_column(name, justify="left" if not name else "right")
-    for k, value in result["pass_at_k"].items():
-        table.add_row(f"pass@{k}", f"{value['value']:.4f}", f"{value['ci95'][0]:.4f} to {value['ci95'][1]:.4f}")
-    total = result["n"] * samples
-    for kind in ("right", "wrong", "unparseable"):
-        table.add_row(kind, f"{result[kind] / total:.4f}", f"{result[kind]:,} of {total:,} outputs", style="dim")
-    console().print(table)
+        print(json.dumps(results[0] if len(results) == 1 else {"runs": results, "pass_at_k": over_runs(results)}))
+    elif len(results) == 1:
+        print_evaluation(results[0])
+    else:
+        print_evaluations(results)
     return 0
 
 
-def evaluate_run(run, ks: list[int], samples: int, split: str = "test", n: int | None = None) -> dict:
-    """pass@k of a run's newest checkpoint, and how many outputs were right, wrong and unparseable.
+def run_compare(args: argparse.Namespace, words: list[str]) -> int:
+    """`adaback compare`."""
+    from .evaluation import compare_runs
 
-    `n` problems from the start of the split; more than the run's own are drawn on from the same stream.
-    """
-    import torch
-
-    from .build import build_task
-    from .evaluate import evaluate, interval, pass_at_k
-
-    config = run.config
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    model, tokenizer, state = run.load_checkpoint()
-    task = build_task(config, tokenizer)
-    problems = getattr(task, split) if n is None else list(itertools.islice(task.stream(split), n))
-    judged = evaluate(model, tokenizer, task, problems, samples, config.seed, config.grpo.temperature, config.trainer.rollout_rows)
-    right = [sum(v.right for v in group) for group in judged.verdicts]
-    kinds = [v.kind for group in judged.verdicts for v in group]
-    passes = {}
-    for k in ks:
-        values = [pass_at_k(samples, r, k) for r in right]
-        passes[str(k)] = {"value": sum(values) / len(values), "ci95": interval(values, k, config.seed)}
-    return {
-        "run": str(run.folder),
-        "step": state["step"],
-        "split": split,
-        "n": len(problems),
-        "samples": samples,
-        "temperature": config.grpo.temperature,
-        "pass_at_k": passes,
-        **{kind: kinds.count(kind) for kind in ("right", "wrong", "unparseable")},
-    }
+    try:
+        result = compare_runs(args.a, args.b, args.k, args.samples, args.split, args.n, args.seeds, not args.quiet)
+    except KeyboardInterrupt:
+        print(GOES_ON, file=sys.stderr)
+        return 130
+    if args.json:
+        print(json.dumps(result))
+        return 0
+    console().print(runs_table(result["a"]["runs"] + result["b"]["runs"]))
+    for sentence in result["sentences"]:
+        print(sentence)
+    return 0
 
 
 # ---------------------------------------------------------------- show
@@ -505,56 +330,48 @@ def run_show(args: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def run_facts(run) -> dict[str, Any]:
-    """What a run's folder says of it, as text; '' for what it does not say. "diagnoses" is a list of sentences."""
-    config, events, summary = run.config, run.events, run.summary
-    steps = [e for e in events if e["event"] == "step"]
-    evals = [e for e in events if e["event"] == "eval"]
-    sfts = [e for e in events if e["event"] == "sft"]
-    last = steps[-1] if steps else None
-    if summary:
-        state = "finished"
-    elif being_written(run.folder):
-        state = "running"
-    else:
-        state = f"stopped; go on with: adaback train --resume --out {run.folder}"
-    facts: dict[str, Any] = {"run": str(run.folder), "method": config.method, "seed": str(config.seed), "state": state}
-    facts["step"] = f"{last['step'] if last else 0:,} of {config.trainer.max_steps:,}" if config.curriculum_name else ""
-    facts["SFT"] = f"step {sfts[-1]['step']} at learning rate {sfts[-1]['lr']:g}, held-out loss {sfts[-1]['val_loss']:.3f}" if sfts and not summary else ""
-    facts["rollouts"] = f"{last['rollouts']:,}" if last else ""
-    facts["reward"] = f"{last['mean_reward']:.3f}" if last else ""
-    facts["rho"] = f"{last['mean_rho']:.3f}" if last else ""
-    facts["held out"] = f"{evals[-1]['accuracy']:.3f}" if evals else ""
-    facts["test accuracy"] = "{:.3f} ({:.3f} to {:.3f})".format(summary["test_accuracy"], *summary["test_accuracy_ci95"]) if summary else ""
-    wall = summary["wall_seconds"] if summary else next((e["wall"] for e in reversed(events) if "wall" in e), 0.0)
-    facts["seconds"] = f"{wall:,.1f}"
-    facts["stopped by"] = summary["stopped_by"] if summary else ""
-    facts["diagnoses"] = [f"Step {e['step']}: {e['text']} {e['advice']}" for e in events if e["event"] == "diagnosis"]
-    return facts
+# ---------------------------------------------------------------- models
 
 
-def being_written(folder: Path) -> bool:
-    """Whether a process holds the run's lock. Asks for a shared lock and gives it back at once."""
-    import fcntl
+def run_models(args: argparse.Namespace, words: list[str]) -> int:
+    """`adaback models`."""
+    if args.get is not None:
+        print(fetched(args.get))
+        return 0
+    from .tables import print_models
 
+    print_models()
+    return 0
+
+
+def fetched(name: str) -> Path:
+    """The folder of a listed model, fetched where it is not at hand. Raises UserError when it is not listed or cannot be fetched."""
+    from .models import LISTED, at_hand, smollm2_folder
+
+    if name not in LISTED:
+        near = difflib.get_close_matches(name, LISTED, n=1, cutoff=0.5)
+        hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(LISTED)}; others are loaded by their Hub name, as in --policy.name owner/model."
+        raise UserError(f"There is no model '{name}' in the list. {hint}")
+    if at_hand(name) != "ready":
+        print(f"{name}: {at_hand(name)}", file=sys.stderr)
+    if name == "smollm2":
+        return smollm2_folder()
+    from huggingface_hub import constants, snapshot_download
+
+    from .policy import why_not_loaded
+
+    model = LISTED[name]
     try:
-        with open(folder / "lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
+        # What transformers reads, and not the same weights again in Meta's own format.
+        kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+        return Path(snapshot_download(model.source, revision=model.revision, allow_patterns=kinds, ignore_patterns=["original/*"]))
+    except Exception as error:  # whatever huggingface_hub and what it builds on raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"The disk that holds {constants.HF_HUB_CACHE} is full; free some space, or set HF_HOME to a folder on another.") from error
+        raise UserError(why_not_loaded(model.source, error)) from error
 
 
-# ---------------------------------------------------------------- printing
-
-
-def console():
-    """Where tables go: as wide as the terminal, or 160 columns in a pipe."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", 160)), highlight=False)
+# ---------------------------------------------------------------- warnings
 
 
 def show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -21,6 +21,14 @@ MAX_LENGTH = 64
 Method = Literal["adaback", "rl", "sft", "sft+rl", "sft+adaback", "r3", "r3-staged", "uft", "anneal", "frontier", "constant"]
 METHODS: tuple[str, ...] = get_args(Method)
 
+TaskName = Literal[
+    "parity",
+    "gsm8k", "gsm8k-base7", "gsm8k-tensor2", "gsm8k-tensor3", "gsm8k-tensor4",
+    "gsm-symbolic", "gsm-symbolic-base7", "gsm-symbolic-tensor2", "gsm-symbolic-tensor3", "gsm-symbolic-tensor4",
+    "math", "deepscaler",
+]  # fmt: skip
+TASKS: tuple[str, ...] = get_args(TaskName)
+
 
 class Settings(BaseModel):
     """Base of all groups: frozen, and no name it does not know."""
@@ -29,12 +37,18 @@ class Settings(BaseModel):
 
 
 class TaskSettings(Settings):
-    """What is learnt. Chain-of-Parities: Z_i = Z_{i-1} xor Y_i xor X_i, with Y_i free (paper)."""
+    """What is learnt. Chain-of-Parities: Z_i = Z_{i-1} xor Y_i xor X_i, with Y_i free (paper). All others are word problems, for language models."""
 
-    name: Literal["parity"] = Field("parity", description="the task")
-    length: int = Field(16, ge=1, le=MAX_LENGTH, description="chain length L: bits in the input, steps in the rationale")
-    degree: int = Field(3, ge=1, le=8, description="bits in each step's parity: 1 copies X_i, 2 = X_i xor Y_i, 3 = the paper's, 4 and more add X_{i-1}, X_{i-2}, ...")
-    n_train: int = Field(1024, ge=1, le=1_000_000, description="training inputs")
+    name: TaskName = Field("parity", description="the task; -base7 writes all numbers in base 7, -tensor2 puts two problems into one prompt (paper)")
+    length: int = Field(16, ge=1, le=MAX_LENGTH, description="parity: chain length L, bits in the input and steps in the rationale")
+    degree: int = Field(3, ge=1, le=8, description="parity: bits in each step's parity: 1 copies X_i, 2 = X_i xor Y_i, 3 = the paper's, 4 and more add X_{i-1}, X_{i-2}, ...")
+    data: str = Field("", description="word problems: a folder or .jsonl file in the authors' format; empty takes the data set from the Hub (gsm-symbolic needs neither)")
+    shots: int = Field(0, ge=0, le=16, description="word problems: worked examples before the question, taken from the training problems (paper: not found)")
+    notes: bool = Field(False, description="gsm8k: keep the calculator notes <<48/2=24>> in the rationale (our choice: off, the equation stands beside it anyway)")
+    max_new: int = Field(256, ge=4, le=8192, description="word problems: tokens that an output may have when nothing is shown")
+    room: float = Field(2.0, ge=1, le=100, description="word problems: in training an output may have this many times the hidden tokens, and 16 more, within max_new (our choice)")
+    check_seconds: float = Field(5.0, gt=0, le=600, description="math, deepscaler: time limit for checking one answer")
+    n_train: int = Field(1024, ge=1, le=1_000_000, description="training inputs; of word problems at most what there is")
     n_val: int = Field(256, ge=1, le=100_000, description="held-out inputs that early stopping and target_accuracy look at")
     n_test: int = Field(512, ge=1, le=100_000, description="test inputs, looked at once, at the end of a run")
     format_reward: float = Field(0.0, ge=0, le=1, description="reward for a well-formed output, right or wrong, on top of the 1 for a right one (paper: 0.1 without SFT)")
@@ -43,7 +57,17 @@ class TaskSettings(Settings):
 class PolicySettings(Settings):
     """The model that is trained."""
 
-    name: str = Field("tiny", min_length=1, description="'tiny', a small Llama built from these settings, or a folder with a transformers causal LM")
+    name: str = Field("tiny", min_length=1, description="'tiny', a small Llama built from these settings; or a causal LM: a name that 'adaback models' lists, a Hub name, a folder, a .gguf file")
+    revision: str = Field("", description="Hub name: the commit, branch or tag to load; empty is the one pinned for listed models, else the newest")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model is; 'auto' takes a GPU if there is one, for tiny the CPU")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="number type of frozen weights and of computing; 'auto': bfloat16 on a GPU with LoRA, else float32")
+    quantize: Literal["none", "nf4"] = Field("none", description="nf4: frozen weights in 4 bits, NF4 with double quantisation (bitsandbytes); needs LoRA")
+    lora_rank: int = Field(0, ge=0, le=1024, description="rank of the LoRA adapter that is trained in place of the weights; 0 trains all weights")
+    lora_alpha: float = Field(32.0, gt=0, le=4096, description="LoRA: the adapter's output is scaled by alpha / rank")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="LoRA: dropout before the adapter, in updates only")
+    lora_targets: str = Field("all-linear", min_length=1, description="LoRA: the linear layers that get an adapter: 'all-linear', or names as q_proj,v_proj")
+    sampling: Literal["merged", "adapter"] = Field("merged", description="LoRA: sample from a dense copy with the adapter merged in (faster, where memory allows), or through the adapter")
+    checkpointing: bool = Field(False, description="gradient checkpointing: less memory in the update for about a third more time")
     base: Literal["copy", "none"] = Field("copy", description="where tiny starts: 'copy' is pretrained on copying and format, never on parities; 'none' is random")
     positions: Literal["coupled", "sequential"] = Field("coupled", description="position ids: 'coupled' gives X_i and Y_i the same one, 'sequential' counts on as usual")
     layers: int = Field(2, ge=1, le=16, description="transformer layers of tiny")
@@ -58,6 +82,8 @@ class PolicySettings(Settings):
             raise ValueError(f"policy.width ({self.width}) must be a multiple of twice policy.heads ({self.heads})")
         if self.heads % self.kv_heads:
             raise ValueError(f"policy.heads ({self.heads}) must be a multiple of policy.kv_heads ({self.kv_heads})")
+        if self.quantize != "none" and not self.lora_rank:
+            raise ValueError("policy.quantize nf4 freezes the weights, so something else must be trained: set policy.lora_rank, for example to 16")
         return self
 
 
@@ -70,8 +96,8 @@ class CurriculumSettings(Settings):
     zero_prob: float = Field(0.1, ge=0, le=1, description="adaback: probability that a visit shows nothing, whatever the interval says (paper: 0.1)")
     zero_updates: Literal["never", "success", "always"] = Field("never", description="adaback: whether such a forced visit updates the interval (not in the paper; our choice)")
     recovery: float = Field(0.0, ge=0, le=1, description="adaback: on a failure, rho_max moves this share of the way back to 1; 0 is the paper's one-way ratchet (our addition)")
-    unit: Literal["token", "step"] = Field("token", description="all: cut the rationale at a token (paper) or only between reasoning steps (our addition)")
-    min_hidden: int = Field(1, ge=1, le=10_000, description="all: at least so many tokens of the rationale stay hidden (our choice)")
+    unit: Literal["token", "step"] = Field("token", description="all: cut the rationale at a token (paper) or only between reasoning steps, in word problems lines (our addition)")
+    min_hidden: int = Field(1, ge=1, le=10_000, description="all: at least so many tokens of the rationale stay hidden, in word problems always the answer (our choice)")
     cuts: int = Field(6, ge=1, le=1000, description="r3, r3-staged: start states a sample, evenly spaced, the whole task among them (R3: 5 or 6)")
     horizon: int = Field(600, ge=1, le=10_000_000, description="r3-staged, uft, anneal: steps until the schedule has reached 0")
     shape: Literal["linear", "cosine"] = Field("linear", description="anneal: how rho falls from 1 to 0 over the horizon")
@@ -134,7 +160,9 @@ class Config(Settings):
     def _check(self):
         if self.version != CONFIG_VERSION:
             raise ValueError(f"version is {self.version}, this adaback-lite reads version {CONFIG_VERSION}; write the file anew with this release, or use the release that wrote it")
-        if self.curriculum.min_hidden > 2 * self.task.length:
+        if self.task.name != "parity" and self.policy.name == "tiny":
+            raise ValueError(f"policy.name is tiny, which knows no words, but task.name is {self.task.name}; set policy.name, for example to smollm2, or start from --preset cpu")
+        if self.task.name == "parity" and self.curriculum.min_hidden > 2 * self.task.length:
             raise ValueError(f"curriculum.min_hidden ({self.curriculum.min_hidden}) is more than the rationale's {2 * self.task.length} tokens")
         return self
 
@@ -148,6 +176,37 @@ class Config(Settings):
         """Name of the RL stage's curriculum; None where there is no RL stage."""
         last = self.method.removeprefix("sft").removeprefix("+")
         return {"": None, "rl": "none"}.get(last, last)
+
+
+# Settings to start from for a language model; options given beside a preset win. For parity the defaults above are the preset.
+_LANGUAGE_MODEL = {
+    "policy.name": "smollm2", "policy.lora_rank": 16, "grpo.lr": 1e-4, "task.shots": 1,
+    "trainer.sft_lrs": [1e-4, 3e-4], "trainer.target_accuracy": 0.0,
+}  # fmt: skip
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {  # two steps, to see that everything works: CI, and a first try
+        **_LANGUAGE_MODEL, "task.n_train": 8, "task.n_val": 4, "task.n_test": 4, "task.max_new": 48,
+        "trainer.batch_size": 2, "trainer.max_steps": 2, "trainer.eval_every": 2, "trainer.checkpoint_every": 1, "trainer.sft_max_steps": 2, "trainer.sft_eval_every": 1,
+        "grpo.group_size": 4, "trainer.rollout_rows": 32, "trainer.update_tokens": 2048,
+    },
+    "cpu": {  # a laptop without a GPU: SmolLM2 in 4 bits, some 40 minutes
+        **_LANGUAGE_MODEL, "policy.quantize": "nf4", "task.n_train": 32, "task.n_val": 16, "task.n_test": 32, "task.max_new": 160,
+        "trainer.batch_size": 4, "trainer.max_steps": 24, "trainer.eval_every": 24, "trainer.checkpoint_every": 2, "trainer.sft_max_steps": 40, "trainer.sft_eval_every": 10,
+        "trainer.rollout_rows": 32, "trainer.update_tokens": 2048,
+    },
+    "gpu": {  # one GPU of 16 GB or more
+        **_LANGUAGE_MODEL, "policy.quantize": "nf4", "task.n_train": 6000, "task.n_val": 200, "task.n_test": 1000, "task.max_new": 300,
+        "trainer.batch_size": 32, "trainer.max_steps": 500, "trainer.eval_every": 50, "trainer.checkpoint_every": 25, "trainer.sft_max_steps": 600,
+        "trainer.rollout_rows": 256, "trainer.update_tokens": 16384,
+    },
+}  # fmt: skip
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The settings of a preset by dotted name, to be given to `train` or `make_config` with others. Raises UserError for an unknown one."""
+    if name not in PRESETS:
+        raise UserError(f"There is no preset '{name}'; there are: {', '.join(PRESETS)}.")
+    return dict(PRESETS[name])
 
 
 GROUPS: dict[str, type[Settings]] = {

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .config import Config
+from .curricula import tokens_shown
 from .packing import Prefix
 from .rollout import Rollouts, sample_rollouts
 from .seeding import numpy_generator, torch_generator
@@ -20,16 +22,21 @@ class Judged:
     verdicts: list[list[Verdict]]
 
     def share(self, kind: str) -> float:
-        """Share of the outputs that are 'right', 'wrong' or 'unparseable'."""
+        """Share of the outputs that are 'right', 'wrong', 'unparseable' or 'timeout'."""
         kinds = [v.kind == kind for group in self.verdicts for v in group]
         return sum(kinds) / len(kinds)
 
 
 def make_prefix(task, sample: Sample, shown: int = 0) -> Prefix:
-    """What the rollouts of a sample share: its prompt, then the first `shown` tokens of its rationale. One token more than hidden may be written, for the end."""
+    """What the rollouts of a sample share: its prompt, then the first `shown` tokens of its rationale."""
     ids, positions, start = task.prompt_ids(sample)
-    rationale = task.rationale_ids(sample)
-    return Prefix(ids + rationale[:shown], positions + list(range(start, start + shown)), start + shown, len(rationale) - shown + 1)
+    return Prefix(ids + task.rationale_ids(sample)[:shown], positions + list(range(start, start + shown)), start + shown, task.max_new(sample, shown))
+
+
+def shown_at(rho: float, task, sample: Sample, config: Config) -> int:
+    """Tokens of a sample's rationale that are revealed at a share rho, with the run's unit of cutting; never the answer."""
+    c = config.curriculum
+    return tokens_shown(rho, task.step_ends(sample), c.unit, max(c.min_hidden, task.answer_tokens(sample)))
 
 
 def judge(task, tokenizer, samples: list[Sample], shown: list[int], rollouts: Rollouts) -> Judged:

@@ -16,9 +16,11 @@ A Prefix is what one sample's rollouts share; N of them with similar lengths mak
 from dataclasses import dataclass
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 TWO_PASSES_ABOVE = 3  # tokens in rollouts for each token of the prefix, above which two passes are the cheaper way (measured on the tiny policy)
+LOGITS_AT_ONCE = 2**23  # tokens times vocabulary; 32 MB in float32
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ def packed_logprobs(model, prefixes: list[Prefix], tokens: torch.Tensor, mask: t
     Returns (logp [N, G, S], entropy [N, G, S] in nats), both 0 where there is no token.
     """
     P, (_, G, S) = max(len(p.ids) for p in prefixes), tokens.shape
-    hidden = two_pass_hidden if G * (S - 1) > TWO_PASSES_ABOVE * P else one_pass_hidden
+    # Gradient checkpointing runs each layer twice, which a cache that is written on the way does not survive.
+    one_pass = G * (S - 1) <= TWO_PASSES_ABOVE * P or model.is_activation_checkpointing
+    hidden = one_pass_hidden if one_pass else two_pass_hidden
     return _logprobs_at(model, hidden(model, prefixes, tokens, pad_id), tokens, mask, temperature)
 
 
@@ -129,11 +133,35 @@ def unpacked_logprobs(model, prefixes: list[Prefix], tokens: torch.Tensor, mask:
 
 
 def _logprobs_at(model, hidden, tokens, mask, temperature):
-    """Vocabulary logits for real tokens only, never for the prompt: they are the largest tensor of an update."""
+    """Vocabulary logits for real tokens only, never for the prompt, and a chunk at a time: whole, they would be the largest tensor of an update.
+
+    Of each chunk only the hidden states are kept for the gradient; its logits are computed again when the gradient comes through.
+    """
     mask = mask.to(hidden.device)
-    logits = model.get_output_embeddings()(hidden[mask]).float() / temperature  # [M, V]
-    log_probs = logits.log_softmax(dim=-1)
-    empty = torch.zeros(mask.shape, device=logits.device)
-    logp = empty.masked_scatter(mask, log_probs.gather(1, tokens.to(mask.device)[mask][:, None])[:, 0])
-    entropy = empty.masked_scatter(mask, -(log_probs.exp() * log_probs).sum(dim=-1))
+    rows, wanted = hidden[mask], tokens.to(mask.device)[mask]  # [M, D], [M]
+    head = model.get_output_embeddings()
+    chunk = max(LOGITS_AT_ONCE // head.weight.shape[0], 1)
+    if len(rows) <= chunk:
+        parts = [_chunk_logprobs(head, rows, wanted, temperature)]
+    else:
+        parts = [checkpoint(_chunk_logprobs, head, r, w, temperature, use_reentrant=False) for r, w in zip(rows.split(chunk), wanted.split(chunk))]
+    empty = torch.zeros(mask.shape, device=hidden.device)
+    logp, entropy = (empty.masked_scatter(mask, torch.cat(values)) for values in zip(*parts))
     return logp, entropy
+
+
+def _chunk_logprobs(head, rows, wanted, temperature):  # [m, D], [m] -> [m], [m]
+    log_probs = (head(rows).float() / temperature).log_softmax(dim=-1)  # [m, V]
+    return log_probs.gather(1, wanted[:, None])[:, 0], -(log_probs.exp() * log_probs).sum(dim=-1)
+
+
+def microbatches(prefix_lengths: list[int], suffix_lengths: list[int], G: int, limit: int) -> list[list[int]]:
+    """Groups sorted by length and cut so that a padded microbatch has at most `limit` tokens (one group at least)."""
+    batches, current, P, S = [], [], 0, 0
+    for b in sorted(range(len(prefix_lengths)), key=lambda b: (prefix_lengths[b], suffix_lengths[b])):
+        p, s = max(P, prefix_lengths[b]), max(S, suffix_lengths[b])
+        if current and (len(current) + 1) * (p + G * (s - 1)) > limit:
+            batches.append(current)
+            current, p, s = [], prefix_lengths[b], suffix_lengths[b]
+        current, P, S = [*current, b], p, s
+    return [*batches, current] if current else batches

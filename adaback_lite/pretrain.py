@@ -19,6 +19,7 @@ import torch
 
 from .config import PolicySettings
 from .errors import UserError
+from .models import cache_folder
 from .packing import Prefix, packed_logprobs
 from .policy import tiny_model, tiny_tokenizer
 from .runs import _disk
@@ -72,11 +73,6 @@ def base_name(settings: PolicySettings, length: int) -> str:
     """The folder name of a base: everything it depends on."""
     s = settings
     return f"tiny-{s.positions}-L{length}-{s.layers}x{s.width}-h{s.heads}kv{s.kv_heads}-theta{s.rope_theta:g}-r{RECIPE}"
-
-
-def cache_folder() -> Path:
-    """Where bases that are made on this machine are kept: $ADABACK_CACHE, or ~/.cache/adaback-lite."""
-    return Path(os.environ.get("ADABACK_CACHE") or Path.home() / ".cache" / "adaback-lite")
 
 
 def base_folder(settings: PolicySettings, length: int, make: bool = True, progress=None) -> Path:

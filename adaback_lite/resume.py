@@ -8,19 +8,20 @@ import torch
 from .build import new_optimizer
 from .config import Config, flat, override
 from .errors import UserError
+from .policy import has_adapter, load_trained, trained_tensors
 from .runs import Run, RunWriter, newest_checkpoint
 
 
 def save_state(state, writer: RunWriter) -> None:
     """Write a checkpoint of everything in `state`."""
-    tensors = {"model": state.model.state_dict(), "optimizer": optimizer_tensors(state.optimizer)}
+    tensors = {weights_part(state.model): trained_tensors(state.model), "optimizer": optimizer_tensors(state.optimizer)}
     tensors |= {name: value for name, value in (("best", state.best), ("winner", state.winner)) if value}
     curriculum = state.curriculum.state_dict() if hasattr(state.curriculum, "state_dict") else None
     numbers = {k: getattr(state, k) for k in ("stage", "step", "rollouts", "generated_tokens", "wall", "sft")}
     # Names sort as the stages follow each other: the last is the newest.
     name = f"2-rl-{state.step:08d}" if state.stage != "sft" else f"1-sft-{state.sft['lr_index']:02d}-{state.sft['step']:08d}"
     writer.emit("checkpoint", stage=state.stage, step=state.step)
-    writer.save_checkpoint(name, tensors, {"curriculum": curriculum, **numbers})
+    writer.save_checkpoint(name, tensors, {"curriculum": curriculum, **numbers}, adapter=state.model.peft_config["default"] if has_adapter(state.model) else None)
 
 
 def restore(state, writer: RunWriter, config: Config) -> None:
@@ -41,12 +42,20 @@ def restore(state, writer: RunWriter, config: Config) -> None:
         raise UserError(f"{writer.folder} cannot be resumed: its curriculum has no state_dict and load_state_dict; derive it from adaback_lite.Curriculum and train again.")
     if state.stage == "sft":
         state.optimizer = new_optimizer(state.model, config.trainer.sft_lrs[min(saved["sft"]["lr_index"], len(config.trainer.sft_lrs) - 1)])
-    state.model.load_state_dict(tensors["model"])
+    try:
+        load_trained(state.model, tensors[weights_part(state.model)])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{writer.folder} cannot be resumed: its checkpoint does not fit this model ({error}); use the base model it was started with.") from None
     load_optimizer_tensors(state.optimizer, tensors["optimizer"])
     if state.reference is not None and state.winner:
         state.reference.load_state_dict(state.winner)
     writer.cut_log(saved["log_size"])
     writer.emit("resume", stage=state.stage, step=state.step)
+
+
+def weights_part(model) -> str:
+    """The name of a checkpoint's file of weights: for an adapter the one that peft looks for."""
+    return "adapter_model" if has_adapter(model) else "model"
 
 
 def optimizer_tensors(optimizer) -> dict[str, torch.Tensor]:
@@ -63,7 +72,8 @@ def load_optimizer_tensors(optimizer, tensors: dict[str, torch.Tensor]) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-MAY_DIFFER = ("trainer.max_steps", "trainer.target_accuracy", "out")
+# What sets only how long a run is, or how much memory it takes. The latter may be the way out of a full GPU; it changes the last bits.
+MAY_DIFFER = ("trainer.max_steps", "trainer.target_accuracy", "trainer.rollout_rows", "trainer.update_tokens", "policy.sampling", "policy.checkpointing", "out")
 
 
 def resumed_config(asked: Config, saved: Config) -> Config:

@@ -7,10 +7,10 @@
 
 Events ("event" names the kind; "wall", seconds of training so far, is the only value that differs between equal runs):
 
-    start       method, seed, version, samples, machine
+    start       method, seed, samples, parameters, trained_parameters, machine; with word problems what was dropped and why; with an adapter how it is sampled
     step        RL step: step, rollouts and generated_tokens so far, and for the B samples of the step ids, rho, reward (mean of
                 the group), shown (tokens), low and high (interval after the update, or null), then mean_reward, mean_rho,
-                grad_groups (share of groups with a gradient), entropy, cut and unparseable (shares of rollouts), loss, grad_norm
+                grad_groups (share of groups with a gradient), entropy, cut, wrong, unparseable and timeout (shares of rollouts), loss, grad_norm
     sft         lr, step, loss, val_loss, and trained_tokens so far
     sft_end     lr that won, trained_tokens, and test_accuracy with its interval before any RL
     eval        stage, step, rollouts, n, right, accuracy: held-out inputs, nothing revealed
@@ -70,10 +70,12 @@ class Run:
     def load_checkpoint(self):
         """(model, tokenizer, state) of the newest checkpoint; `state` is a dict with the step and what else is saved beside the tensors."""
         from .build import build_policy
+        from .policy import load_trained
+        from .resume import weights_part
 
         model, tokenizer = build_policy(self.config)
         tensors, state = newest_checkpoint(self)
-        model.load_state_dict(tensors["model"])
+        load_trained(model, tensors[weights_part(model)])
         return model, tokenizer, state
 
     def load_policy(self):
@@ -183,8 +185,11 @@ class RunWriter(Run):
     def log_size(self) -> int:
         return self._log.seek(0, os.SEEK_END)
 
-    def save_checkpoint(self, name: str, tensors: dict[str, dict[str, torch.Tensor]], state: dict) -> None:
-        """Write a checkpoint beside the others, whole or not at all, then drop those too old to keep."""
+    def save_checkpoint(self, name: str, tensors: dict[str, dict[str, torch.Tensor]], state: dict, adapter=None) -> None:
+        """Write a checkpoint beside the others, whole or not at all, then drop those too old to keep.
+
+        With `adapter` (a peft config) the folder is also one that `peft.PeftModel.from_pretrained(base, folder)` loads.
+        """
         root = self.folder / "checkpoints"
         temporary, final = root / f"writing-{name}", root / f"step-{name}"
         with _disk(self.folder, clean=temporary):
@@ -194,6 +199,8 @@ class RunWriter(Run):
                 data = safetensors.torch.save({k: v.detach().contiguous().cpu() for k, v in values.items()})
                 digests[part] = hashlib.sha256(data).hexdigest()
                 _write(temporary / f"{part}.safetensors", data)
+            if adapter is not None:
+                adapter.save_pretrained(temporary)
             record = {"version": CHECKPOINT_VERSION, "log_size": self.log_size(), "sha256": digests, **state}
             _write(temporary / "state.json", json.dumps(record).encode())
             if final.exists():  # moved, not deleted file by file: a kill must not leave half of it under a checkpoint's name

@@ -5,13 +5,16 @@ held-out loss every `sft_eval_every` steps, the best weights kept, stopped after
 The learning rate with the best held-out loss wins, and its best weights are the result. (All of this: our choice.)
 """
 
+import math
+
 import numpy as np
 import torch
 
-from .build import build_policy, new_optimizer
+from .build import new_optimizer
 from .errors import UserError
 from .evaluate import make_prefix
-from .packing import packed_logprobs
+from .packing import microbatches, packed_logprobs
+from .policy import clone_trained, load_trained, updating
 from .seeding import numpy_generator
 
 
@@ -37,14 +40,17 @@ def batch_ids(n_train: int, batch_size: int, seed: int, step: int) -> np.ndarray
     return numpy_generator(seed, "order", epoch).permutation(n_train)[batch * B : (batch + 1) * B]
 
 
-def held_out_loss(model, task, pad_id: int) -> float:
+def in_batches(model, task, samples, pad_id: int, limit: int):
+    """The parts of the samples' mean loss, a microbatch of at most `limit` tokens at a time: yields (part of the loss, tokens), the parts add up to the mean."""
+    lengths = [len(task.rationale_ids(s)) + 1 for s in samples]
+    for batch in microbatches([len(task.prompt_ids(s)[0]) for s in samples], lengths, 1, limit):
+        loss, tokens = rationale_loss(model, task, [samples[b] for b in batch], pad_id)
+        yield loss * (tokens / sum(lengths)), tokens
+
+
+def held_out_loss(model, task, pad_id: int, limit: int) -> float:
     with torch.no_grad():
-        return float(rationale_loss(model, task, task.val, pad_id)[0])
-
-
-def clone_state(model) -> dict[str, torch.Tensor]:
-    """A copy of the weights."""
-    return {k: v.detach().clone() for k, v in model.state_dict().items()}
+        return sum(float(part) for part, _ in in_batches(model, task, task.val, pad_id, limit))
 
 
 def new_sft_state() -> dict:
@@ -58,39 +64,41 @@ def sft_steps(state, config, task, pad_id: int):
     At its end the model holds the winning weights and a fresh optimizer for RL.
     """
     t, s = config.trainer, state.sft
-    start = clone_state(build_policy(config)[0])
     while s["lr_index"] < len(t.sft_lrs):
         lr = t.sft_lrs[s["lr_index"]]
         if s["step"] == 0:
-            state.model.load_state_dict(start)
+            load_trained(state.model, state.start)
             state.optimizer = new_optimizer(state.model, lr)
             s.update(best_loss=None, looks_without_better=0)
         while s["step"] < t.sft_max_steps and s["looks_without_better"] < t.sft_patience:
             samples = [task.train[i] for i in batch_ids(len(task.train), t.batch_size, config.seed, s["step"])]
             state.optimizer.zero_grad()
-            loss, tokens = rationale_loss(state.model, task, samples, pad_id)
-            loss.backward()
+            loss, tokens = 0.0, 0
+            with updating(state.model, config.policy, config.seed, "sft", s["lr_index"], s["step"]):
+                for part, n in in_batches(state.model, task, samples, pad_id, t.update_tokens):
+                    part.backward()
+                    loss, tokens = loss + float(part.detach()), tokens + n
             torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grpo.max_grad_norm)
-            if not torch.isfinite(loss):
-                raise UserError(f"The SFT loss became {float(loss.detach())} at step {s['step'] + 1} with learning rate {lr:g}; take it out of trainer.sft_lrs.")
+            if not math.isfinite(loss):
+                raise UserError(f"The SFT loss became {loss} at step {s['step'] + 1} with learning rate {lr:g}; take it out of trainer.sft_lrs.")
             state.optimizer.step()
             s["step"] += 1
             s["trained_tokens"] += tokens
             event = None
             if s["step"] % t.sft_eval_every == 0 or s["step"] == t.sft_max_steps:
-                val_loss = held_out_loss(state.model, task, pad_id)
+                val_loss = held_out_loss(state.model, task, pad_id, t.update_tokens)
                 better = s["best_loss"] is None or val_loss < s["best_loss"]
                 s["looks_without_better"] = 0 if better else s["looks_without_better"] + 1
                 if better:
-                    s["best_loss"], state.best = val_loss, clone_state(state.model)
-                event = {"lr": lr, "step": s["step"], "loss": float(loss.detach()), "val_loss": val_loss, "trained_tokens": s["trained_tokens"]}
+                    s["best_loss"], state.best = val_loss, clone_trained(state.model)
+                event = {"lr": lr, "step": s["step"], "loss": loss, "val_loss": val_loss, "trained_tokens": s["trained_tokens"]}
             yield event
         if s["winner_loss"] is None or s["best_loss"] < s["winner_loss"]:
             s.update(winner_loss=s["best_loss"], winner_lr=lr)
             state.winner = state.best
         s.update(lr_index=s["lr_index"] + 1, step=0)
         state.best = None
-    state.model.load_state_dict(state.winner)
+    load_trained(state.model, state.winner)
     state.optimizer = new_optimizer(state.model, config.grpo.lr)
     if state.reference is not None:
         state.reference.load_state_dict(state.winner)

@@ -74,13 +74,13 @@ def rows_of(run: Run) -> list[dict]:
     return rows
 
 
-def started(root: Path) -> dict:
+def started(root: Path, command: str) -> dict:
     """Commit, date and command of a study's first call, kept beside its runs, since a later call may only collect them."""
     note = root / "started.json"
     if not note.is_file():
         root.mkdir(parents=True, exist_ok=True)
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-        write_atomically(note, json.dumps({"command": f"python -m adaback_lite.studies {root.name}", "commit": commit, "date": date.today().isoformat()}))
+        write_atomically(note, json.dumps({"command": command, "commit": commit, "date": date.today().isoformat()}))
     return json.loads(note.read_text())
 
 
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the tables")
     args = parser.parse_args(argv)
     root = args.runs / args.name
-    about = started(root)
+    about = started(root, f"python -m adaback_lite.studies {args.name}")
     if args.name == "solve":
         configs = solve_configs(root)
         runs = [train(c, resume=True) for c in configs]

@@ -3,6 +3,8 @@
 `train` is the whole of a run; `rl_step` is one turn of AdaBack with GRPO, and the place to start reading.
 """
 
+import contextlib
+import copy
 import math
 import os
 import platform
@@ -18,15 +20,17 @@ from tqdm import tqdm
 from . import sft
 from .build import build_policy, build_task, new_optimizer
 from .config import Config, make_config, override
-from .curricula import make_curriculum, tokens_shown
+from .curricula import make_curriculum
 from .diagnose import diagnose
 from .errors import UserError
-from .evaluate import Judged, evaluate, judge, make_prefix, wilson
+from .evaluate import Judged, evaluate, judge, make_prefix, shown_at, wilson
 from .grpo import advantages, has_gradient, kl_loss, policy_loss, token_weights
-from .packing import packed_logprobs
+from .packing import microbatches, packed_logprobs
+from .policy import clone_trained, has_adapter, updating, with_trained
 from .resume import Interrupts, finished, restore, resumed_config, save_state
 from .rollout import sample_rollouts
 from .runs import Run, RunWriter, load_run
+from .sampler import MergedCopy, merged_copy
 from .seeding import torch_generator
 
 
@@ -37,15 +41,21 @@ class State:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     curriculum: object | None
-    reference: torch.nn.Module | None = None  # for the KL term
+    reference: torch.nn.Module | None = None  # for the KL term, where all weights are trained
     stage: str = "rl"  # "sft", "rl" or "done"
     step: int = 0  # RL steps done
     rollouts: int = 0
     generated_tokens: int = 0
     wall: float = 0.0  # seconds of training before this process took over
     sft: dict = field(default_factory=sft.new_sft_state)
-    best: dict | None = None  # SFT: best weights of this learning rate
-    winner: dict | None = None  # SFT: best weights of all learning rates, where RL starts
+    start: dict | None = None  # SFT: where each learning rate starts; not saved, it is what build_policy gives
+    best: dict | None = None  # SFT: best trained tensors of this learning rate
+    winner: dict | None = None  # SFT: best of all learning rates, where RL starts
+    merged: MergedCopy | None = None  # LoRA: what is sampled from
+
+    def sampling_model(self) -> torch.nn.Module:
+        """The policy in the form that is sampled from: itself, or its merged copy, brought up to date."""
+        return self.merged.refresh() if self.merged else self.model
 
 
 def rl_step(state: State, config: Config, task, tokenizer) -> dict:
@@ -53,24 +63,24 @@ def rl_step(state: State, config: Config, task, tokenizer) -> dict:
 
     B samples a step, G rollouts each, S tokens at most.
     """
-    g, t, model, step = config.grpo, config.trainer, state.model, state.step
+    g, t, step = config.grpo, config.trainer, state.step
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
 
     # 1. Reveal: which samples, and how much of each rationale.
     ids = sft.batch_ids(len(task.train), t.batch_size, config.seed, step)  # [B]
     samples = [task.train[i] for i in ids]
     rho = checked_rho(state.curriculum.reveal(ids, step), len(ids))  # [B]
-    shown = [tokens_shown(r, task.step_ends(s), config.curriculum.unit, config.curriculum.min_hidden) for r, s in zip(rho, samples)]
+    shown = [shown_at(r, task, s, config) for r, s in zip(rho, samples)]
     prefixes = [make_prefix(task, s, k) for s, k in zip(samples, shown)]
 
     # 2. Roll out.
     noise = torch.rand(len(ids), g.group_size, max(p.max_new for p in prefixes), generator=torch_generator(config.seed, "rollout", step))  # [B, G, S]
-    rollouts = sample_rollouts(model, prefixes, noise, eos, pad, g.temperature, t.rollout_rows)
+    rollouts = sample_rollouts(state.sampling_model(), prefixes, noise, eos, pad, g.temperature, t.rollout_rows)
 
     # 3. Verify.
     judged = judge(task, tokenizer, samples, shown, rollouts)
     bonus = config.task.format_reward
-    rewards = torch.tensor([[v.right + bonus * (v.kind != "unparseable") for v in group] for group in judged.verdicts])  # [B, G]
+    rewards = torch.tensor([[v.right + bonus * (v.kind in ("right", "wrong")) for v in group] for group in judged.verdicts])  # [B, G]
     group_reward = rewards.double().mean(dim=1).numpy()  # [B] in double precision, where 7 right of 10 reach a tau of 0.7
 
     # 4. Learn, from the groups that carry a gradient.
@@ -106,7 +116,9 @@ def rl_step(state: State, config: Config, task, tokenizer) -> dict:
         "grad_groups": float(differ.float().mean()),
         "entropy": rollouts.entropy,
         "cut": 1.0 - float(rollouts.ended.float().mean()),
+        "wrong": judged.share("wrong"),
         "unparseable": judged.share("unparseable"),
+        "timeout": judged.share("timeout"),
         "loss": loss,
         "grad_norm": grad_norm,
     }
@@ -126,21 +138,23 @@ def update(state: State, config: Config, prefixes, tokens, mask, advantage, weig
 
     with torch.no_grad():
         old = [logprobs(state.model, b)[0] for b in batches] if g.passes > 1 else None
-        reference = [logprobs(state.reference, b)[0] for b in batches] if g.kl else None
+    with reference_policy(state) if g.kl else contextlib.nullcontext() as model:
+        reference = [logprobs(model, b)[0] for b in batches] if g.kl else None
     first = None
     for _ in range(g.passes):
         state.optimizer.zero_grad()
         total = 0.0
         for i, batch in enumerate(batches):
-            logp, entropy = logprobs(state.model, batch)
-            weight = weights[batch][..., : logp.shape[2]].to(logp.device)
-            old_logp = old[i] if old else logp.detach()  # one pass: the policy is the one that sampled
-            loss = policy_loss(logp, old_logp, advantage[batch].to(logp.device), weight, g.clip_low, g.clip_high)
-            if g.kl:
-                loss = loss + g.kl * kl_loss(logp, reference[i], weight)
-            if g.entropy:
-                loss = loss - g.entropy * (weight * entropy).sum()
-            loss.backward()
+            with updating(state.model, config.policy, config.seed, "rl", state.step, i):
+                logp, entropy = logprobs(state.model, batch)
+                weight = weights[batch][..., : logp.shape[2]].to(logp.device)
+                old_logp = old[i] if old else logp.detach()  # one pass: the policy is the one that sampled
+                loss = policy_loss(logp, old_logp, advantage[batch].to(logp.device), weight, g.clip_low, g.clip_high)
+                if g.kl:
+                    loss = loss + g.kl * kl_loss(logp, reference[i], weight)
+                if g.entropy:
+                    loss = loss - g.entropy * (weight * entropy).sum()
+                loss.backward()
             total += float(loss.detach())
         norm = float(torch.nn.utils.clip_grad_norm_(state.model.parameters(), g.max_grad_norm))
         if not (math.isfinite(total) and math.isfinite(norm)):
@@ -153,16 +167,15 @@ def update(state: State, config: Config, prefixes, tokens, mask, advantage, weig
     return first
 
 
-def microbatches(prefix_lengths: list[int], suffix_lengths: list[int], G: int, limit: int) -> list[list[int]]:
-    """Groups sorted by length and cut so that a padded microbatch has at most `limit` tokens (one group at least)."""
-    batches, current, P, S = [], [], 0, 0
-    for b in sorted(range(len(prefix_lengths)), key=lambda b: (prefix_lengths[b], suffix_lengths[b])):
-        p, s = max(P, prefix_lengths[b]), max(S, suffix_lengths[b])
-        if current and (len(current) + 1) * (p + G * (s - 1)) > limit:
-            batches.append(current)
-            current, p, s = [], prefix_lengths[b], suffix_lengths[b]
-        current, P, S = [*current, b], p, s
-    return [*batches, current] if current else batches
+@contextlib.contextmanager
+def reference_policy(state: State):
+    """The policy that the KL term pulls towards, where RL started: the frozen copy; with an adapter SFT's result, or the base with the adapter off."""
+    if has_adapter(state.model):
+        with with_trained(state.model, state.winner) as model:
+            yield model
+    else:
+        with torch.no_grad():
+            yield state.reference
 
 
 def checked_rho(rho, n: int) -> np.ndarray:
@@ -194,20 +207,28 @@ def train(config: Config | dict | None = None, *, curriculum=None, resume: bool 
     writer = RunWriter(config.out, config)
     if on_event:
         writer.listeners.append(on_event)
-    threads = torch.get_num_threads()
+    threads, state = torch.get_num_threads(), None
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     try:
         model, tokenizer = build_policy(config)
-        task = build_task(config, tokenizer)
+        task = build_task(config, tokenizer, getattr(model.config, "max_position_embeddings", None))
         state = new_state(config, model, task, curriculum)
         writer.open(resume)
         if writer.checkpoints():
             restore(state, writer, config)
         else:
             writer.cut_log(0)  # killed before the first checkpoint: the same run, from its start
-            writer.emit("start", method=config.method, seed=config.seed, samples=len(task.train), parameters=sum(p.numel() for p in model.parameters()), machine=machine())
+            writer.emit("start", method=config.method, seed=config.seed, samples=len(task.train), **sizes(model), **about(task, state), machine=machine())
         _run(state, config, task, tokenizer, writer, progress)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        when = f"at step {state.step + 1}; the last checkpoint is whole, so go on with --resume and" if state else "before the first step; try again with"
+        raise UserError(
+            f"Memory ran out {when} a smaller trainer.update_tokens (now {config.trainer.update_tokens}) or trainer.rollout_rows (now {config.trainer.rollout_rows}), "
+            "policy.sampling adapter, or policy.checkpointing true."
+        ) from error
     finally:
         writer.close()
         torch.set_num_threads(threads)
@@ -230,7 +251,7 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
         saved = (state.stage, state.step)
 
     def score(samples) -> tuple[Judged, int, int]:
-        judged = evaluate(state.model, tokenizer, task, samples, 1, config.seed, config.grpo.temperature, t.rollout_rows)
+        judged = evaluate(state.sampling_model(), tokenizer, task, samples, 1, config.seed, config.grpo.temperature, t.rollout_rows)
         return judged, sum(v[0].right for v in judged.verdicts), len(samples)
 
     def look(stage: str) -> float:
@@ -241,7 +262,8 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
 
     def test() -> dict:
         judged, right, n = score(task.test)
-        return {"test_accuracy": right / n, "test_accuracy_ci95": wilson(right, n), "test_right": right, "test_n": n, "test_unparseable": judged.share("unparseable")}
+        shares = {f"test_{kind}": judged.share(kind) for kind in ("unparseable", "timeout")}
+        return {"test_accuracy": right / n, "test_accuracy_ci95": wilson(right, n), "test_right": right, "test_n": n, **shares}
 
     with Interrupts() as interrupts:
         if state.stage == "sft":
@@ -324,9 +346,31 @@ def new_state(config: Config, model, task, curriculum=None) -> State:
         n_steps = [len(task.step_ends(s)) for s in task.train]
         curriculum = make_curriculum(config.curriculum_name, config.curriculum, len(task.train), config.seed, n_steps)
     state = State(model, new_optimizer(model, config.grpo.lr), curriculum, stage="sft" if config.uses_sft else "rl")
-    if config.grpo.kl and config.curriculum_name:
-        state.reference = build_policy(config)[0]
+    if config.grpo.kl and config.curriculum_name and not has_adapter(model):
+        state.reference = copy.deepcopy(model).requires_grad_(False)
+    if config.uses_sft:
+        state.start = clone_trained(model)
+    state.merged = merged_copy(model, config.policy.sampling)
     return state
+
+
+def sizes(model) -> dict:
+    """How many numbers the model has, and how many are trained."""
+    own = sum(p.numel() for p in model.parameters())
+    trained, every = model.get_nb_trainable_parameters() if has_adapter(model) else (own, own)  # peft counts what is packed into 4 bits
+    return {"parameters": every, "trained_parameters": trained}
+
+
+def about(task, state: State) -> dict:
+    """What a run's first event says of word problems and of an adapter."""
+    dropped = getattr(task, "dropped", None)
+    facts = {"sampling": "merged" if state.merged else "adapter"} if has_adapter(state.model) else {}
+    return facts if dropped is None else {**facts, "dropped": dict(dropped), "val": len(task.val), "test": len(task.test)}
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on a GPU or (as torch words it) on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in ("out of memory", "can't allocate memory", "not enough memory"))
 
 
 def machine() -> dict:

@@ -13,7 +13,7 @@ from adaback_lite.config import PolicySettings
 from adaback_lite.errors import UserError
 from adaback_lite.evaluate import evaluate, wilson
 from adaback_lite.packing import Prefix, packed_logprobs
-from adaback_lite.policy import load_folder, tiny_tokenizer
+from adaback_lite.policy import load_pretrained, tiny_tokenizer
 from adaback_lite.pretrain import SHIPPED, base_folder, base_name, copy_chains, save_base, train_base
 from adaback_lite.seeding import numpy_generator
 from adaback_lite.tasks import Parity
@@ -26,7 +26,7 @@ BASES = pytest.mark.parametrize("positions", ["coupled", "sequential"])
 
 @functools.cache
 def base(positions):
-    return load_folder(base_folder(PolicySettings(positions=positions), L, make=False))
+    return load_pretrained(PolicySettings(), base_folder(PolicySettings(positions=positions), L, make=False))
 
 
 @functools.cache
@@ -193,11 +193,11 @@ def test_a_base_is_made_once_and_whole(tmp_path, monkeypatch):
     folder = base_folder(settings, 4)
     assert folder == tmp_path / base_name(settings, 4) == base_folder(settings, 4) and calls == [4]
     assert [p.name for p in tmp_path.iterdir()] == [folder.name]  # nothing half-made beside it
-    model, tokenizer = load_folder(folder)
+    model, tokenizer = load_pretrained(PolicySettings(), folder)
     assert tokenizer.decode([ZERO, ONE]) == "01" and model.config.hidden_size == 16
     threads = torch.get_num_threads()
     save_base(settings, 4, folder)  # making it anew replaces it
-    assert calls == [4, 4] and load_folder(folder) and torch.get_num_threads() == threads
+    assert calls == [4, 4] and load_pretrained(PolicySettings(), folder) and torch.get_num_threads() == threads
 
 
 def test_everything_a_base_depends_on_is_in_its_name():

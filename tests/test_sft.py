@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaback_lite import sft
+from adaback_lite.policy import clone_trained
 from adaback_lite.sft import batch_ids, held_out_loss, rationale_loss
 from adaback_lite.trainer import build_policy, build_task, new_state
 from tests.helpers import EOS, PAD, gradients, small_config, small_model, small_task, taught_config
@@ -34,8 +35,8 @@ def test_rationale_loss_is_transformers_own(positions):
 
 def test_held_out_loss_is_of_the_held_out_inputs_and_needs_no_gradient():
     task, model = small_task(), small_model()
-    assert held_out_loss(model, task, PAD) == float(rationale_loss(model, task, task.val, PAD)[0].detach())
-    assert held_out_loss(model, task, PAD) != float(rationale_loss(model, task, task.test, PAD)[0].detach())
+    assert held_out_loss(model, task, PAD, 4096) == float(rationale_loss(model, task, task.val, PAD)[0].detach())
+    assert held_out_loss(model, task, PAD, 4096) != float(rationale_loss(model, task, task.test, PAD)[0].detach())
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -74,7 +75,7 @@ def swept(monkeypatch, losses, **settings):
     state, looks, told = new_state(config, model, task), [], iter(losses)
 
     def look(model, *_):
-        looks.append(sft.clone_state(model))
+        looks.append(clone_trained(model))
         return next(told)
 
     monkeypatch.setattr(sft, "held_out_loss", look)
@@ -127,11 +128,11 @@ def test_a_first_step_is_adams_on_the_batch():
 
 def test_sft_learns_what_it_is_shown():
     """Twenty chains of degree 1 (Z_i = X_i): a tiny model gets them and unseen ones."""
-    config = taught_config(**{"method": "sft", "task.degree": 1, "trainer.sft_lrs": (0.02,), "trainer.sft_max_steps": 150, "trainer.sft_eval_every": 50, "trainer.batch_size": 20})
+    config = taught_config(**{"method": "sft", "task.degree": 1, "trainer.sft_lrs": (0.005,), "trainer.sft_max_steps": 150, "trainer.sft_eval_every": 50, "trainer.batch_size": 20})
     model, tokenizer = build_policy(config)
     task = build_task(config, tokenizer)
-    before = held_out_loss(model, task, PAD)
+    before = held_out_loss(model, task, PAD, 4096)
     state = new_state(config, model, task)
     list(sft.sft_steps(state, config, task, PAD))
     # Of 13 tokens 6 are free bits (ln 2 each), so 0.32 is the floor; guessing Z too is twice that.
-    assert held_out_loss(state.model, task, PAD) < 0.45 < before
+    assert held_out_loss(state.model, task, PAD, 4096) < 0.45 < before

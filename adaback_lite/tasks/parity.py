@@ -105,6 +105,14 @@ class Parity:
         """A reasoning step is one pair Y_i Z_i."""
         return list(range(2, 2 * self.length + 1, 2))
 
+    def answer_tokens(self, sample: Sample) -> int:
+        """The last bit at least stays hidden."""
+        return 1
+
+    def max_new(self, sample: Sample, shown: int) -> int:
+        """What is hidden, and one token more, for the end."""
+        return 2 * self.length - shown + 1
+
     def verify(self, sample: Sample, output: str) -> Verdict:
         """Judge an output, the revealed part included.
 
