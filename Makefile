@@ -22,7 +22,7 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$$("$(PYTHON)" --version 2>&1) is too old: adaback-lite needs Python 3.11 or newer. Name one, as in: make env PYTHON=python3.11" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module: install it (on Debian and Ubuntu: apt install python3-venv), then run make again." >&2; exit 2; }
 	@"$(BIN)/python" -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "Making $(VENV) ..."; "$(PYTHON)" -m venv --clear "$(VENV)"; }
-	@echo "Installing into $(VENV): some 250 MB the first time, a minute or more ..."
+	@echo "Installing into $(VENV): 2 GB on disk (with torch's CPU build), some minutes the first time ..."
 	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
 	@touch $@; echo "$(VENV) is ready: source $(BIN)/activate, or call $(BIN)/adaback."
 

@@ -14,30 +14,56 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time a name is loaded when it is first asked for
-    from .config import Config, load_config, make_config
+    from .config import PRESETS, Config, load_config, make_config, preset
     from .curricula import AdaBack, Curriculum
     from .errors import UserError
+    from .evaluation import compare_runs, evaluate_run
     from .parallel import train_many
     from .runs import Run, load_run
     from .tasks import Parity, Sample, Verdict
+    from .tasks.text import TextTask
     from .trainer import train
 
 __version__ = "0.1.0"
-__all__ = ["AdaBack", "Config", "Curriculum", "Parity", "Run", "Sample", "UserError", "Verdict", "load_config", "load_run", "make_config", "train", "train_many"]
+__all__ = [
+    "PRESETS",
+    "AdaBack",
+    "Config",
+    "Curriculum",
+    "Parity",
+    "Run",
+    "Sample",
+    "TextTask",
+    "UserError",
+    "Verdict",
+    "compare_runs",
+    "evaluate_run",
+    "load_config",
+    "load_run",
+    "make_config",
+    "preset",
+    "train",
+    "train_many",
+]
 
 # Where each public name lives. They are loaded late because torch takes seconds, which `adaback --help` need not wait for.
 _HOME = {
+    "PRESETS": "config",
     "AdaBack": "curricula",
     "Config": "config",
     "Curriculum": "curricula",
     "Parity": "tasks",
     "Run": "runs",
     "Sample": "tasks",
+    "TextTask": "tasks.text",
     "UserError": "errors",
     "Verdict": "tasks",
+    "compare_runs": "evaluation",
+    "evaluate_run": "evaluation",
     "load_config": "config",
     "load_run": "runs",
     "make_config": "config",
+    "preset": "config",
     "train": "trainer",
     "train_many": "parallel",
 }

@@ -1,30 +1,35 @@
-"""`adaback train, eval, compare, show, base`: the library from a shell.
+"""`adaback train, eval, compare, show, base, models`: the library from a shell.
 
-The options of `adaback train` are made from config.py's settings; none is written down here. What needs torch is imported
-inside the commands, so that help and a misspelt option answer at once.
+Here are the commands; options.py makes the options of `adaback train` from config.py's settings, tables.py prints. What needs
+torch is imported inside the commands, so that help and a misspelt option answer at once.
 """
 
 import argparse
 import contextlib
 import difflib
+import errno
 import json
-import os
-import re
 import sys
-import types
-import typing
 import warnings
 from pathlib import Path
-from typing import Any
 
-import annotated_types
-from pydantic_core import PydanticUndefined
-
-from .config import GROUPS, Config, PolicySettings, TaskSettings, load_config, make_config, override, setting_names
+from .config import PRESETS, TASKS, Config, PolicySettings, TaskSettings, load_config, make_config, override
 from .errors import UserError
+from .options import (
+    Parser,
+    add_setting,
+    add_settings,
+    check_command,
+    check_left_over,
+    chosen_config,
+    given_settings,
+    join_negative_numbers,
+    known_preset,
+    natural_preset,
+    start_settings,
+)
 
-TASKS: tuple[str, ...] = typing.get_args(TaskSettings.model_fields["name"].annotation)
-SETTING = "setting:"  # marks the parsed options that are settings
+BASE_SETTINGS = ("positions", "layers", "width", "heads", "kv_heads", "rope_theta")  # those of the policy that a base depends on
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,10 +66,18 @@ def make_parsers() -> tuple[Parser, dict[str, Parser]]:
     train = commands.add_parser(
         "train",
         help="train one run, or one for each of several seeds",
-        usage="adaback train [TASK | FILE.yaml] [--method X] [--out FOLDER] [--resume] [--seeds N N ...] [--GROUP.SETTING VALUE ...]",
-        description=f"Train, evaluate, and write a run's folder. TASK is {' or '.join(TASKS)}; FILE.yaml holds settings, which options override.",
-        epilog="Example: adaback train parity --method adaback --seed 0 --out runs/a --curriculum.tau 0.3",
+        usage="adaback train [TASK | FILE.yaml] [--preset X] [--method X] [--out FOLDER] [--resume] [--seeds N N ...] [--GROUP.SETTING VALUE ...]",
+        description=f"Train, evaluate, and write a run's folder. TASK is {', '.join(TASKS[:-1])} or {TASKS[-1]}; FILE.yaml holds settings, which options override.",
+        epilog="Examples: adaback train parity --method adaback --seed 0 --out runs/a --curriculum.tau 0.3; adaback train gsm-symbolic --preset quick --out runs/b",
         allow_abbrev=False,
+    )
+    presets = f"{', '.join(list(PRESETS)[:-1])} or {list(PRESETS)[-1]}"
+    train.add_argument(
+        "--preset",
+        type=known_preset,
+        metavar="X",
+        help=f"settings for a language model and word problems to start from, which a file and options override: {presets}."
+        " quick takes two steps, to see that all works. Without it a word-problem TASK starts from gpu where there is a GPU, else from cpu",
     )
     train.add_argument("--resume", action="store_true", help="go on with the run in --out, with the settings it was started with")
     train.add_argument("--seeds", type=int, nargs="+", metavar="N", help="train once for each seed, as processes of one thread, into OUT/seed-N")
@@ -106,23 +119,38 @@ def make_parsers() -> tuple[Parser, dict[str, Parser]]:
         description="Make and cache the base that policy.base copy starts from. It is made once for each shape of model.",
         allow_abbrev=False,
     )
-    for name, field in PolicySettings.model_fields.items():
-        if name not in ("name", "base"):
-            add_setting(base, [f"--{name}", f"--policy.{name}"], f"policy.{name}", field)
+    for name in BASE_SETTINGS:
+        add_setting(base, [f"--{name}", f"--policy.{name}"], f"policy.{name}", PolicySettings.model_fields[name])
     add_setting(base, ["--length", "--task.length"], "task.length", TaskSettings.model_fields["length"])
     base.add_argument("--ship", action="store_true", help="make it anew, into data/bases, to be committed")
     base.set_defaults(run=run_base)
+
+    models = commands.add_parser(
+        "models",
+        help="the language models that are known by name",
+        description="List the models that policy.name knows by a short name, and which of them are here. Other models go by their Hub name, folder or .gguf file.",
+        allow_abbrev=False,
+    )
+    models.add_argument("--get", metavar="NAME", help="fetch this one, if it is not here, and print its folder")
+    models.set_defaults(run=run_models)
     return parser, dict(commands.choices)
 
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
     """The options that `eval` and `compare` share."""
     parser.add_argument("--samples", type=int, metavar="N", help="outputs sampled for each problem, at least the largest k (default: the largest k)")
-    parser.add_argument("--split", default="test", metavar="X", help="which inputs: test or val (default test)")
+    parser.add_argument("--split", type=known_split, default="test", metavar="X", help="which inputs: test or val (default test)")
     parser.add_argument("--n", type=int, metavar="N", help="problems, more than the run's own are drawn anew (default: the run's own)")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="sample anew with each of these seeds (default: the run's own seed)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no progress line")
+
+
+def known_split(name: str) -> str:
+    """The name again. The library also evaluates training problems, which say nothing of what a run has learnt beyond them."""
+    if name not in ("test", "val"):
+        raise UserError(f"--split is '{name}', but should be test or val.")
+    return name
 
 
 # ---------------------------------------------------------------- train
@@ -130,10 +158,14 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
 
 def run_train(args: argparse.Namespace, words: list[str]) -> int:
     """`adaback train`."""
-    given, start = given_settings(args), start_settings(words[0] if words else None)
+    given, start = given_settings(args), start_settings(words[0] if words else None, args.preset)
+    preset_name = args.preset or natural_preset(start, given)
     if args.seeds:
-        return train_seeds(args, given, start)
-    config = chosen_config(given, start, args.resume, given.get("out"))
+        return train_seeds(args, given, start, preset_name)
+    out = given.get("out", Config().out)
+    goes_on = args.resume and holds_run(out)
+    config = chosen_config(given, start, args.resume, out, preset_name)
+    say_preset(args.preset, preset_name, start, config, goes_on, begins=not goes_on)
     make_base_if_needed(config, args.quiet)
     from .trainer import train
 
@@ -146,7 +178,7 @@ def run_train(args: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def train_seeds(args: argparse.Namespace, given: dict, start) -> int:
+def train_seeds(args: argparse.Namespace, given: dict, start, preset_name: str | None) -> int:
     """`adaback train --seeds`: one run a seed, in OUT/seed-N."""
     if "seed" in given:
         raise UserError("--seed and --seeds exclude each other; give one of them.")
@@ -166,9 +198,11 @@ def train_seeds(args: argparse.Namespace, given: dict, start) -> int:
             configs.append(override(load_config(begun[0] / "config.yaml"), {**given, "seed": seed, "out": folder}))
             continue
         # train_many gives each process one thread, so that is what a resumed run was started with.
-        configs.append(chosen_config({**given, "seed": seed, "out": folder, "trainer.threads": 1}, start, args.resume, folder))
+        configs.append(chosen_config({**given, "seed": seed, "out": folder, "trainer.threads": 1}, start, args.resume, folder, preset_name))
         if not args.resume and (Path(folder) / "config.yaml").exists():
             raise UserError(f"{folder} holds a run already; add --resume to go on with it, or choose another --out.")
+    goes_on = args.resume and (bool(begun) or any(holds_run(c.out) for c in configs))
+    say_preset(args.preset, preset_name, start, configs[0], goes_on, begins=not all(holds_run(c.out) for c in configs))
     make_base_if_needed(configs[0], args.quiet)
     from .parallel import train_many
 
@@ -180,6 +214,18 @@ def train_seeds(args: argparse.Namespace, given: dict, start) -> int:
     for run in runs:
         print_result(run)
     return 0
+
+
+def holds_run(folder) -> bool:
+    return (Path(folder) / "config.yaml").is_file()
+
+
+def say_preset(asked: str | None, taken: str | None, start, config: Config, goes_on: bool, begins: bool) -> None:
+    """One line on stderr where a preset was `taken` that nobody had `asked` for, or where the one asked for has no say."""
+    if asked and goes_on and not isinstance(start, Config):
+        print(f"--preset {asked} is left aside where a run goes on: it keeps the settings it was started with.", file=sys.stderr)
+    elif taken and not asked and begins:
+        print(f"{config.task.name} starts from the preset {taken}, for there is {'a' if taken == 'gpu' else 'no'} GPU to run on; --preset names another.", file=sys.stderr)
 
 
 def where_stopped(out: str) -> str:
@@ -271,6 +317,8 @@ def run_eval(args: argparse.Namespace, words: list[str]) -> int:
     except KeyboardInterrupt:
         print(GOES_ON, file=sys.stderr)
         return 130
+    from .tables import over_runs, print_evaluation, print_evaluations
+
     if args.json:
         print(json.dumps(results[0] if len(results) == 1 else {"runs": results, "pass_at_k": over_runs(results)}))
     elif len(results) == 1:
@@ -292,6 +340,8 @@ def run_compare(args: argparse.Namespace, words: list[str]) -> int:
     if args.json:
         print(json.dumps(result))
         return 0
+    from .tables import console, runs_table
+
     console().print(runs_table(result["a"]["runs"] + result["b"]["runs"]))
     for sentence in result["sentences"]:
         print(sentence)
@@ -303,30 +353,11 @@ def run_compare(args: argparse.Namespace, words: list[str]) -> int:
 
 def run_show(args: argparse.Namespace, words: list[str]) -> int:
     """`adaback show`."""
-    from rich.table import Table
-    from rich.text import Text
-
     from .runs import load_run, seed_folders
+    from .tables import print_runs, run_facts
 
     # All are read before anything is printed, so that a mistake prints its sentence alone.
-    facts = [run_facts(load_run(run)) for folder in args.folders for run in seed_folders(folder) or [folder]]
-    if len(facts) == 1:
-        table = Table(title=facts[0]["run"], show_header=False, title_justify="left")
-        for name, value in facts[0].items():
-            if name not in ("run", "diagnoses") and value:
-                table.add_row(name, Text(value))
-    else:
-        table = Table()
-        columns = [name for name in facts[0] if name != "diagnoses" and any(f[name] for f in facts)]
-        for name in columns:
-            table.add_column(name, justify="left" if name in ("run", "method", "state", "stopped by") else "right", overflow="fold")
-        for f in facts:
-            table.add_row(*(Text(f[name]) for name in columns))
-    out = console()
-    out.print(table)
-    for f in facts:
-        for text in f["diagnoses"]:
-            out.print(Text(f"{f['run']}: {text}" if len(facts) > 1 else text))
+    print_runs([run_facts(load_run(run)) for folder in args.folders for run in seed_folders(folder) or [folder]])
     return 0
 
 
@@ -351,16 +382,18 @@ def fetched(name: str) -> Path:
     if name not in LISTED:
         near = difflib.get_close_matches(name, LISTED, n=1, cutoff=0.5)
         hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(LISTED)}; others are loaded by their Hub name, as in --policy.name owner/model."
-        raise UserError(f"There is no model '{name}' in the list. {hint}")
+        raise UserError(f"There is no listed model '{name}'. {hint}")
     if at_hand(name) != "ready":
         print(f"{name}: {at_hand(name)}", file=sys.stderr)
     if name == "smollm2":
         return smollm2_folder()
     from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.utils import logging
 
     from .policy import why_not_loaded
 
     model = LISTED[name]
+    logging.set_verbosity_error()  # it tells of each of its retries, and then comes our sentence
     try:
         # What transformers reads, and not the same weights again in Meta's own format.
         kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -376,7 +409,7 @@ def fetched(name: str) -> Path:
 
 def show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     """Our own warnings as a sentence, those of libraries as usual."""
-    if Path(filename).parent == Path(__file__).parent:
+    if Path(__file__).parent in Path(filename).parents:
         print(f"adaback: warning: {message}", file=sys.stderr)
     else:
         print(warnings.formatwarning(message, category, filename, lineno, line), file=sys.stderr, end="")

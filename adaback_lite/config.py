@@ -45,7 +45,7 @@ class TaskSettings(Settings):
     data: str = Field("", description="word problems: a folder or .jsonl file in the authors' format; empty takes the data set from the Hub (gsm-symbolic needs neither)")
     shots: int = Field(0, ge=0, le=16, description="word problems: worked examples before the question, taken from the training problems (paper: not found)")
     notes: bool = Field(False, description="gsm8k: keep the calculator notes <<48/2=24>> in the rationale (our choice: off, the equation stands beside it anyway)")
-    max_new: int = Field(256, ge=4, le=8192, description="word problems: tokens that an output may have when nothing is shown")
+    max_new: int = Field(256, ge=4, le=8192, description="word problems: tokens that an output may have for each problem in the prompt, when nothing is shown")
     room: float = Field(2.0, ge=1, le=100, description="word problems: in training an output may have this many times the hidden tokens, and 16 more, within max_new (our choice)")
     check_seconds: float = Field(5.0, gt=0, le=600, description="math, deepscaler: time limit for checking one answer")
     n_train: int = Field(1024, ge=1, le=1_000_000, description="training inputs; of word problems at most what there is")

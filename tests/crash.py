@@ -13,7 +13,7 @@ from pathlib import Path
 import safetensors.torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["adaback_lite.trainer", "tests.helpers"])
+CONTEXT.set_forkserver_preload(["adaback_lite.trainer", "tests.helpers", "peft.tuners.lora.bnb"])  # peft and bitsandbytes take seconds too
 
 
 def _train(config, die_at: int | None, log: str) -> None:

@@ -10,6 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from adaback_lite.config import PolicySettings
 from adaback_lite.policy import tiny_model, tiny_tokenizer
+from adaback_lite.sft import rationale_loss
+from adaback_lite.tasks import Parity
 
 ROOT = Path(__file__).resolve().parents[1]
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
@@ -54,11 +56,14 @@ def saved(folder: Path, model, tokenizer) -> Path:
 
 @functools.cache
 def wide() -> str:
-    """A folder with a random model for parity, wide enough for 4-bit blocks, its logits far from uniform."""
+    """A folder with a model for small_config's parity, wide enough for 4-bit blocks, after a little SFT: as helpers.taught, it knows the form and guesses the bits."""
     model = tiny_model(PolicySettings(base="none", layers=2, width=64, heads=4, kv_heads=2), 1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(1.5)
+    task = Parity(tiny_tokenizer(), 6, 3, 20, 4, 6, seed=0, positions="coupled")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.005)
+    for _ in range(60):
+        optimizer.zero_grad()
+        rationale_loss(model, task, task.train[:8], 0)[0].backward()
+        optimizer.step()
     return str(saved(Path(_FOLDERS.name) / "wide", model, tiny_tokenizer()))
 
 

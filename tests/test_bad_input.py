@@ -73,6 +73,17 @@ def run(tiny) -> Path:
         (("--policy.width", "20", "--policy.heads", "4"), ("policy.width", "policy.heads")),
         (("--policy.heads", "4", "--policy.kv_heads", "3", "--policy.width", "64"), ("policy.heads", "policy.kv_heads")),
         (("--curriculum.min_hidden", "11", "--task.length", "5"), ("curriculum.min_hidden", "10 tokens")),
+        (("--policy.quantize", "nf4"), ("policy.quantize nf4", "set policy.lora_rank")),
+        (("--policy.lora_rank", "-1"), ("policy.lora_rank", "between 0 and 1024")),
+        (("--policy.lora_dropout", "1"), ("policy.lora_dropout", "less than 1")),
+        (("--policy.lora_targets", ""), ("policy.lora_targets",)),
+        (("--task.name", "gsm8k"), ("policy.name is tiny", "task.name is gsm8k", "--preset cpu")),
+        (("--task.name", "gsm9k"), ("task.name", "gsm9k", "'gsm8k'")),
+        (("--task.max_new", "3"), ("task.max_new", "between 4 and 8192")),
+        (("--preset", "cpu"), ("preset cpu", "parity", "leave --preset out")),
+        (("--preset", "gup"), ("no preset 'gup'", "quick, cpu, gpu")),
+        (("--preset",), ("--preset", "needs a value")),
+        (("--perset", "cpu"), ("--perset", "'--preset'")),
         (("--version", "2"), ("version is 2", "reads version 1")),
         (("--out", ""), ("'out'",)),
     ],
@@ -88,7 +99,12 @@ def test_settings_on_the_command_line(command, tmp_path, monkeypatch, options, p
     [
         (("trian", "parity"), ("'trian'", "'train'")),
         (("train", "partiy"), ("'partiy'", "'parity'")),
-        (("train", "gsm8k"), ("'gsm8k'", "parity", ".yaml")),
+        (("train", "gsm9k"), ("'gsm9k'", "'gsm8k'")),
+        (("train", "zzzz"), ("'zzzz'", "parity", "gsm8k", "deepscaler", ".yaml")),
+        (("train", "--preset", "cpu"), ("preset cpu", "task.name is parity", "name another task")),
+        (("train", "gsm8k", "--policy.name", "tiny"), ("policy.name is tiny", "task.name is gsm8k")),
+        (("train", "gsm8k", "--policy.lora_rank", "0"), ("policy.quantize nf4", "policy.lora_rank")),
+        (("train", "missing.yaml", "--preset", "cpu"), ("missing.yaml", "check the path")),
         (("train", "parity", "rl"), ("'rl'", "one word too many")),
         (("train", "missing.yaml"), ("missing.yaml", "check the path")),
         (("eval",), ("FOLDER",)),
@@ -99,6 +115,12 @@ def test_settings_on_the_command_line(command, tmp_path, monkeypatch, options, p
         (("eval", "x", "--n", "0"), ("--n is 0",)),
         (("eval", "x", "--sample", "4"), ("--sample", "--samples")),
         (("show",), ("FOLDER",)),
+        (("base", "--quantize", "nf4"), ("no setting '--quantize'", "adaback base --help")),
+        (("models", "smollm2"), ("'smollm2'", "one word too many")),
+        (("models", "--get"), ("--get", "needs a value", "--get NAME")),
+        (("models", "--get", "smolm2"), ("no listed model 'smolm2'", "'smollm2'")),
+        (("models", "--get", "zzzz"), ("no listed model 'zzzz'", "smollm2, qwen2.5-0.5b, llama-3.2-1b", "owner/model")),
+        (("modles",), ("'modles'", "'models'")),
         (("base", "--positions", "coupeld"), ("policy.positions", "coupeld", "coupled")),
         (("base", "--length", "0"), ("task.length", "between 1 and 64")),
     ],
@@ -557,7 +579,9 @@ def test_an_empty_output():
 
 
 def test_a_missing_model_folder(command, tiny, tmp_path):
-    sentence(command("train", "parity", tiny, {"policy.name": tmp_path / "none"}), f"no model in {tmp_path / 'none'}", "config.json")
+    sentence(command("train", "parity", tiny, {"policy.name": tmp_path / "none"}), f"no model '{tmp_path / 'none'}'", "no folder", "no .gguf file", "'adaback models' lists")
+    (tmp_path / "empty").mkdir()
+    sentence(command("train", "parity", tiny, {"policy.name": tmp_path / "empty"}), f"no model in {tmp_path / 'empty'}", "config.json")
     assert not Path(tiny["out"]).exists()
 
 

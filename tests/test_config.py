@@ -1,11 +1,13 @@
 """Settings: one place, checked, and the same after a trip through YAML."""
 
+import annotated_types
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tests.helpers  # noqa: F401  (hypothesis' profile)
-from adaback_lite.config import GROUPS, METHODS, Config, bounds, dump_config, load_config, make_config, override, setting_names
+from adaback_lite.config import GROUPS, METHODS, PRESETS, TASKS, Config, bounds, dump_config, flat, load_config, make_config, override, preset, setting_names
 from adaback_lite.errors import UserError
 
 
@@ -27,12 +29,48 @@ def test_every_setting_has_help_and_its_default_is_in_bounds():
         assert high is None or default <= high, name
 
 
+def number_settings() -> list[str]:
+    return [name for name, field in setting_names().items() if bounds(field) != (None, None)]
+
+
+def test_which_settings_have_bounds():
+    """All numbers but the version; the learning rates of SFT have theirs inside."""
+    assert set(setting_names()) - set(number_settings()) == {name for name, field in setting_names().items() if field.annotation not in (int, float)} | {"version"}
+
+
+@pytest.mark.parametrize("name", number_settings())
+def test_a_value_beyond_a_bound_is_refused_and_the_bound_is_not(name):
+    field = setting_names()[name]
+    low, high = bounds(field)
+    open_ends = {m.gt for m in field.metadata if isinstance(m, annotated_types.Gt)} | {m.lt for m in field.metadata if isinstance(m, annotated_types.Lt)}
+    for bound, towards in ((low, -np.inf), (high, np.inf)):
+        if bound is None:
+            continue
+        beyond = bound + int(np.sign(towards)) if field.annotation is int else float(np.nextafter(bound, towards))
+        for value in {beyond} | ({bound} & open_ends):
+            with pytest.raises(UserError, match=rf"The setting '{name}' is .*should be (less|greater) than"):
+                make_config({name: value})
+        if bound not in open_ends:
+            try:
+                assert value_of(make_config({name: bound}), name) == bound
+            except UserError as error:  # two settings that do not go together
+                assert "must be a multiple" in str(error) or "is more than the rationale's" in str(error)
+
+
 CHANGES = {
     "method": st.sampled_from(METHODS),
     "seed": st.integers(0, 2**31 - 1),
     "out": st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20),
     "task.length": st.integers(10, 64),
     "task.format_reward": st.floats(0, 1),
+    "task.data": st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=20),
+    "task.shots": st.integers(0, 16),
+    "task.notes": st.booleans(),
+    "task.check_seconds": st.floats(0, 600, exclude_min=True),
+    "policy.revision": st.sampled_from(["", "main", "060db6499f32", "1e5", "null", "0123"]),
+    "policy.lora_rank": st.integers(0, 1024),
+    "policy.lora_dropout": st.floats(0, 1, exclude_max=True),
+    "policy.lora_targets": st.sampled_from(["all-linear", "q_proj,v_proj"]),
     "curriculum.tau": st.floats(0, 1.5),
     "curriculum.alpha": st.floats(0, 1),
     "curriculum.zero_updates": st.sampled_from(["never", "success", "always"]),
@@ -104,6 +142,15 @@ def test_yamls_own_reading_of_a_number_without_a_point(tmp_path):
         ({"policy.width": 60}, r"policy\.width \(60\) must be a multiple"),
         ({"policy.heads": 4, "policy.kv_heads": 3}, r"policy\.heads \(4\) must be a multiple"),
         ({"task.length": 2, "curriculum.min_hidden": 5}, r"min_hidden \(5\) is more than the rationale's 4 tokens"),
+        ({"policy.quantize": "nf4"}, r"policy\.quantize nf4 freezes the weights.*set policy\.lora_rank"),
+        ({"policy.quantize": "nf4", "policy.lora_rank": 0}, r"set policy\.lora_rank"),
+        ({"policy.quantize": "int8"}, "'policy.quantize' is 'int8'.*'nf4'"),
+        ({"policy.lora_dropout": 1}, r"'policy\.lora_dropout' is 1, but should be less than 1"),
+        ({"policy.lora_targets": ""}, r"'policy\.lora_targets'"),
+        ({"task.name": "gsm9k"}, r"'task\.name' is 'gsm9k'.*'gsm8k'"),
+        ({"task.data": 3}, r"'task\.data' is 3"),
+        ({"task.n_tran": 3}, r"no setting 'task\.n_tran'\. Did you mean 'task\.n_train'"),
+        ({"policy.lora_rnk": 3}, r"no setting 'policy\.lora_rnk'\. Did you mean 'policy\.lora_rank'"),
         ({"version": 99}, "(?i)version is 99"),
         ({"grpo": 3}, "'grpo'"),
         ({"seed": {"a": 1}}, "'?seed"),
@@ -142,3 +189,50 @@ def test_what_a_method_means(method, sft, curriculum):
 def test_a_config_cannot_be_changed_in_place():
     with pytest.raises(ValueError, match="frozen"):
         Config().seed = 3
+
+
+# ---------------------------------------------------------------- language models
+
+WORD_TASKS = [t for t in TASKS if t != "parity"]
+
+
+@pytest.mark.parametrize("task", WORD_TASKS)
+def test_tiny_knows_no_words(task):
+    with pytest.raises(UserError, match=rf"policy\.name is tiny, which knows no words, but task\.name is {task}; set policy\.name.*--preset cpu"):
+        make_config({"task.name": task})
+    assert make_config({"task.name": task, "policy.name": "smollm2"}).task.name == task
+
+
+def test_four_bits_go_with_an_adapter_only():
+    config = make_config({"policy.quantize": "nf4", "policy.lora_rank": 1})
+    assert (config.policy.quantize, config.policy.lora_rank) == ("nf4", 1)
+    with pytest.raises(UserError, match="policy.lora_rank"):
+        override(config, {"policy.lora_rank": 0})
+
+
+def test_hidden_tokens_are_counted_against_parity_only():
+    """The rationales of word problems have no fixed length."""
+    settings = {"curriculum.min_hidden": 33, "task.length": 16}
+    with pytest.raises(UserError, match=r"min_hidden \(33\) is more than the rationale's 32 tokens"):
+        make_config(settings)
+    assert make_config({**settings, "task.name": "math", "policy.name": "smollm2"}).curriculum.min_hidden == 33
+
+
+@pytest.mark.parametrize("task", WORD_TASKS)
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_suits_every_task_of_words(name, task):
+    settings = preset(name)
+    config = make_config({**settings, "task.name": task})
+    assert config.task.name == task and config.policy.name != "tiny"
+    changed = {key for key, value in flat(config).items() if value != flat(Config())[key]}
+    assert changed <= {*settings, "task.name"} <= set(setting_names())
+    assert all(value_of(config, key) == (tuple(value) if isinstance(value, list) else value) for key, value in settings.items())
+    assert config.trainer.checkpoint_every <= max(config.trainer.max_steps, 1) and config.trainer.batch_size <= config.task.n_train
+
+
+def test_presets_are_copies_and_unknown_ones_are_refused():
+    assert set(PRESETS) == {"quick", "cpu", "gpu"}
+    preset("cpu")["grpo.lr"] = 1.0
+    assert preset("cpu") == PRESETS["cpu"] and PRESETS["cpu"]["grpo.lr"] != 1.0
+    with pytest.raises(UserError, match="no preset 'gup'; there are: quick, cpu, gpu"):
+        preset("gup")

@@ -103,3 +103,34 @@ def test_notebook_01_quick(tmp_path):
     pictures = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})]
     page = report.html_export(tmp_path / "n.ipynb", tmp_path / "n.html").read_text()
     assert len(pictures) == len(re.findall(r"<img[^>]+data:image/png;base64", page)) >= 8
+
+
+LANGUAGE = [path for path in NOTEBOOKS if path.name[:2] in ("03", "04", "05")]
+language_notebook = pytest.mark.parametrize("path", LANGUAGE, ids=lambda p: p.name)
+
+
+def test_the_language_notebooks_are_there():
+    assert [path.name for path in LANGUAGE] == ["03_lora_and_4bit.ipynb", "04_gsm8k.ipynb", "05_base7_and_tensor2.ipynb"]
+
+
+@pytest.mark.slow
+@language_notebook
+def test_language_notebook_quick(path, tmp_path):
+    """Runs from start to end in its quick profile, draws, and its HTML holds every picture."""
+    papermill.execute_notebook(path, tmp_path / "n.ipynb", {"profile": "quick", "out": str(tmp_path / "runs")}, progress_bar=False, cwd=FOLDER)
+    outputs = [o for c in nbformat.read(tmp_path / "n.ipynb", as_version=4).cells if c.cell_type == "code" for o in c.outputs]
+    assert not [o for o in outputs if o.output_type == "error"]
+    pictures = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})]
+    page = report.html_export(tmp_path / "n.ipynb", tmp_path / "n.html").read_text()
+    assert len(pictures) == len(re.findall(r"<img[^>]+data:image/png;base64", page)) >= 3
+    assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr" and "Warning" in o.text]
+    for run in (tmp_path / "runs").rglob("summary.json"):  # what was trained was trained with the real model
+        assert ab.load_run(run.parent).config.policy.name == "smollm2"
+
+
+@pytest.mark.slow
+@language_notebook
+def test_a_language_notebook_refuses_an_unknown_profile(path, tmp_path):
+    with pytest.raises(PapermillExecutionError, match="profile is 'fast', but it must be one of"):
+        papermill.execute_notebook(path, tmp_path / "n.ipynb", {"profile": "fast", "out": str(tmp_path / "runs")}, progress_bar=False, cwd=FOLDER)
+    assert not (tmp_path / "runs").exists()

@@ -1,10 +1,13 @@
 """The files around the library agree: pyproject.toml, constraints.txt, environment.yml, the Makefile, .ci/run."""
 
+import ast
+import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -58,16 +61,55 @@ def test_environment_yml_agrees():
     assert pins(through_pip) == {name: CONSTRAINTS[name] for name in names}
 
 
+def closure(lines) -> set[str]:
+    """Canonical names of all that is installed with these requirements, by what the installed packages themselves say."""
+    found: set[tuple[str, str]] = set()
+    waiting = [(Requirement(line), "") for line in lines]
+    while waiting:
+        requirement, extra = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        for wanted in {"", *map(canonicalize_name, requirement.extras)}:
+            if (name, wanted) not in found:
+                found.add((name, wanted))
+                waiting += [(Requirement(line), wanted) for line in metadata.requires(name) or []]
+    return {name for name, _ in found if not name.startswith(("nvidia", "triton", "cuda"))}  # torch's CUDA build brings these, its CPU build none
+
+
 def test_tested_versions_are_the_pinned_ones():
     """`make test` installs by constraints.txt; elsewhere this tells what differs."""
-    from importlib.metadata import version
-
     different = {}
-    for line in DEFAULT:
-        name = canonicalize_name(Requirement(line).name)
-        if version(name).partition("+")[0] != CONSTRAINTS[name]:
-            different[name] = (version(name), CONSTRAINTS[name])
+    for name in closure(DEFAULT):
+        here, pinned = metadata.version(name).partition("+")[0], CONSTRAINTS.get(name, "not at all")
+        if here != pinned:
+            different[name] = (here, pinned)
     assert not different
+
+
+def imports(code: str) -> set[str]:
+    """Names of the modules that Python code imports, without those of its own package."""
+    nodes = list(ast.walk(ast.parse(code)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    return {name.partition(".")[0] for name in names}
+
+
+def test_all_that_is_imported_comes_with_the_dependencies():
+    """With `pip install adaback-lite` alone, also what is imported late, and in the notebooks."""
+    sources = {path: path.read_text() for path in (ROOT / "adaback_lite").rglob("*.py")}
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = [c["source"] for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+        sources[path] = "\n".join("".join(c) for c in cells)
+    assert len(sources) > 20
+    comes, homes = closure(PROJECT["dependencies"]), metadata.packages_distributions()
+    assert {"torch", "huggingface-hub", "pyarrow", "sympy", "antlr4-python3-runtime"} <= comes and "pytest" not in comes
+    missing = set()
+    for path, code in sources.items():
+        for name in imports(code) - set(sys.stdlib_module_names) - {"adaback_lite"}:
+            if not comes & {canonicalize_name(home) for home in homes.get(name, [])}:
+                missing.add((path.name, name))
+    assert not missing
 
 
 def test_version_is_the_same_everywhere():
@@ -118,9 +160,19 @@ def test_all_public_names_load_and_unknown_ones_do_not():
         _ = adaback_lite.trian
 
 
+def test_public_names_stand_in_all_three_places():
+    """__all__, the table of their homes, and the imports for editors."""
+    module = ast.parse((ROOT / "adaback_lite" / "__init__.py").read_text())
+    (for_editors,) = (node.body for node in module.body if isinstance(node, ast.If))
+    homes = {alias.name: node.module for node in for_editors for alias in node.names}
+    assert homes == adaback_lite._HOME and set(homes) == set(adaback_lite.__all__)
+    assert {"PRESETS", "TextTask", "compare_runs", "evaluate_run", "preset", "train"} <= set(homes)
+
+
 def test_import_is_light():
-    """`import adaback_lite` and the command line's help load no torch."""
-    code = "import sys, adaback_lite, adaback_lite.cli; adaback_lite.cli.make_parsers(); sys.exit('torch' in sys.modules)"
+    """`import adaback_lite`, the presets and the command line's help load no torch, and nothing else that takes seconds."""
+    heavy = "{'torch', 'transformers', 'datasets', 'pandas', 'rich', 'huggingface_hub', 'reasoning_gym', 'math_verify'}"
+    code = f"import sys, adaback_lite as ab, adaback_lite.cli; ab.preset('cpu'), ab.PRESETS; ab.cli.make_parsers(); sys.exit(sorted({heavy} & set(sys.modules)) or 0)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -201,3 +201,78 @@ def test_the_cheaper_way_is_taken(monkeypatch):
         tokens = torch.full((len(prefixes), 1, S), 3)
         packing.packed_logprobs(model, prefixes, tokens, torch.ones_like(tokens, dtype=torch.bool), PAD)
     assert taken == ["one_pass_hidden", "two_pass_hidden"]
+
+
+def chunks_of(monkeypatch, rows):
+    """Let at most so many rows of logits be made at once; a list that fills with how many were."""
+    sizes, original = [], packing._chunk_logprobs
+    monkeypatch.setattr(packing, "LOGITS_AT_ONCE", rows * 6)  # a vocabulary of 6
+    monkeypatch.setattr(packing, "_chunk_logprobs", lambda head, r, *args: sizes.append(len(r)) or original(head, r, *args))
+    return sizes
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5, 7])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_chunk_at_a_time_is_the_whole(monkeypatch, rows, temperature):
+    """Log-probabilities, entropies and gradients; no chunk is larger than allowed, and each is made again for its gradient."""
+    model, prefixes = small_model(), ragged_prefixes("coupled")
+    tokens, mask = ragged_rollouts(prefixes)
+    weight = torch.rand(mask.shape, generator=torch.Generator().manual_seed(1)) * mask
+
+    def run():
+        logp, entropy = packed_logprobs(model, prefixes, tokens, mask, PAD, temperature)
+        return logp, entropy, gradients(model, (weight * logp).sum() + 0.1 * (weight * entropy).sum())
+
+    whole = run()
+    sizes = chunks_of(monkeypatch, rows)
+    cut = run()
+    n = int(mask.sum())
+    assert n > 40 and max(sizes) <= max(rows, 1) and sum(sizes) == 2 * n
+    for a, b in zip(cut, whole):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    assert (cut[0][~mask] == 0).all() and (cut[1][~mask] == 0).all() and whole[2].abs().max() > 1
+    with torch.no_grad():
+        sizes.clear()
+        assert torch.equal(packed_logprobs(model, prefixes, tokens, mask, PAD, temperature)[0], cut[0])
+    assert sum(sizes) == n  # without a gradient, once
+
+
+def test_what_fits_is_one_chunk_and_what_does_not_is_not(monkeypatch):
+    model, prefixes = small_model(), ragged_prefixes("coupled")
+    tokens, mask = ragged_rollouts(prefixes)
+    n = int(mask.sum())
+    sizes = chunks_of(monkeypatch, n)
+    packed_logprobs(model, prefixes, tokens, mask, PAD)
+    assert sizes == [n]
+    sizes = chunks_of(monkeypatch, n - 1)
+    packed_logprobs(model, prefixes, tokens, mask, PAD)
+    assert sorted(set(sizes)) == [1, n - 1]
+
+
+def test_a_chunk_keeps_hidden_states_for_its_gradient_and_no_logits(monkeypatch):
+    """What autograd holds back between the two passes: with chunks nothing as large as a chunk's logits, [rows, vocabulary]."""
+    rows, V, D = 64, 4096, 8
+    head, tokens = torch.nn.Linear(D, V, bias=False), torch.zeros(1, 1, rows, dtype=torch.long)
+    hidden, mask = torch.randn(1, 1, rows, D, requires_grad=True), torch.ones(1, 1, rows, dtype=torch.bool)
+
+    class Model:
+        def get_output_embeddings(self):
+            return head
+
+    def largest_kept():
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel() if t is not head.weight and t.shape != (D, V) else 0) or t, lambda t: t):
+            logp, entropy = packing._logprobs_at(Model(), hidden, tokens, mask, 1.0)
+        (logp + entropy).sum().backward()
+        return max(kept)
+
+    assert largest_kept() == rows * V
+    monkeypatch.setattr(packing, "LOGITS_AT_ONCE", 16 * V)
+    assert largest_kept() <= rows * D
+
+
+def test_no_token_at_all_is_no_chunk():
+    model, prefixes = small_model(), ragged_prefixes("coupled", shown=(0, 3))
+    tokens = torch.full((2, 2, 3), PAD)
+    logp, entropy = packed_logprobs(model, prefixes, tokens, torch.zeros(2, 2, 3, dtype=torch.bool), PAD)
+    assert logp.shape == entropy.shape == (2, 2, 3) and not logp.any() and not entropy.any()

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 import warnings
@@ -15,7 +16,8 @@ from adaback_lite.config import make_config
 from adaback_lite.errors import UserError
 from adaback_lite.runs import RunWriter, load_run, newest_checkpoint, read_checkpoint, read_events, write_atomically
 from tests import crash
-from tests.helpers import taught_config
+from tests.helpers import small_config, taught, taught_config
+from tests.language import wide
 
 METHODS = ["adaback", "sft+adaback", "frontier", "sft"]
 
@@ -64,6 +66,29 @@ def test_killed_many_times(tmp_path, method, seed):
     same(tmp_path / "killed", expected)
 
 
+# A LoRA run with everything that has random numbers or a second policy in it.
+ADAPTER = {"policy.lora_rank": 4, "policy.lora_dropout": 0.3, "grpo.lr": 0.02, "grpo.kl": 0.05, "grpo.passes": 2}
+
+
+@pytest.mark.parametrize("method", ["adaback", "sft+rl"])
+def test_an_adapters_run_killed_and_resumed_is_the_undisturbed_run(tmp_path, method):
+    config, expected = undisturbed(tmp_path, method, **ADAPTER)
+    tensors = newest_checkpoint(load_run(tmp_path / "whole"))[0]
+    assert set(tensors) == {"adapter_model", "optimizer"} | ({"winner"} if "sft" in method else set())
+    assert all("lora_" in name for name in tensors["adapter_model"]) and any(t.abs().max() > 0 for n, t in tensors["adapter_model"].items() if "lora_B" in n)
+    assert kill_at_random(tmp_path, config, random.Random(f"adapter {method}"), kills=3) >= 1
+    same(tmp_path / "killed", expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"policy.quantize": "nf4", "policy.name": "wide"}, {"policy.checkpointing": True}, {"policy.sampling": "adapter"}], ids=str)
+def test_an_adapters_run_killed_many_times(tmp_path, settings):
+    settings = {k: wide() if v == "wide" else v for k, v in settings.items()}
+    config, expected = undisturbed(tmp_path, "sft+adaback", **ADAPTER, **settings, **{"trainer.max_steps": 30, "trainer.checkpoint_every": 3})
+    assert kill_at_random(tmp_path, config, random.Random(str(settings)), kills=8) >= 3
+    same(tmp_path / "killed", expected)
+
+
 def kill_before(tmp_path, config, expected, places):
     """For each n, in a folder of its own: a run killed before the n-th thing it does to a file, then resumed."""
     for n in places:
@@ -99,6 +124,39 @@ def test_killed_between_two_file_operations(tmp_path):
 def test_killed_before_every_single_file_operation(tmp_path, method):
     config, expected = undisturbed(tmp_path, method, **SHORT, **{"trainer.keep_checkpoints": 1})
     assert kill_before(tmp_path, config, expected, range(1000)) > 25  # the whole of a run was covered
+
+
+@pytest.mark.slow
+def test_an_adapters_run_killed_before_every_single_file_operation(tmp_path):
+    config, expected = undisturbed(tmp_path, "adaback", **SHORT, **ADAPTER, **{"trainer.keep_checkpoints": 1})
+    assert kill_before(tmp_path, config, expected, range(1000)) > 25
+
+
+def test_an_adapter_resumes_with_another_way_to_sample_but_not_with_another_rank(tmp_path):
+    """What only saves memory or time may differ on resume; it changes the last bits, so the runs are not compared."""
+    settings = {**ADAPTER, "trainer.max_steps": 2}
+    ab.train(taught_config(tmp_path / "a", **settings), progress=False)
+    for name, value in (("policy.lora_rank", 8), ("policy.lora_alpha", 16.0), ("policy.lora_targets", "q_proj"), ("policy.lora_dropout", 0.1), ("policy.lora_rank", 0)):
+        with pytest.raises(UserError, match=rf"was trained with {name}"):
+            ab.train(taught_config(tmp_path / "a", **{**settings, "trainer.max_steps": 4, name: value}), resume=True, progress=False)
+    run = ab.train(
+        taught_config(tmp_path / "a", **{**settings, "trainer.max_steps": 4, "policy.sampling": "adapter", "policy.checkpointing": True}), resume=True, progress=False
+    )
+    assert run.summary["steps"] == 4 and (run.config.policy.sampling, run.config.policy.checkpointing) == ("adapter", True)
+
+
+def test_an_adapter_does_not_resume_on_another_base(tmp_path):
+    """The base's folder now holds a wider model: said in one sentence, and what was there stays."""
+    folder = tmp_path / "base"
+    shutil.copytree(wide(), folder)
+    settings = {**ADAPTER, "policy.name": str(folder), "trainer.max_steps": 2}
+    run = ab.train(small_config(tmp_path / "a", **settings), progress=False)
+    kept = {p: p.read_bytes() for p in run.folder.rglob("*.safetensors")}
+    shutil.rmtree(folder)
+    shutil.copytree(taught(), folder)
+    with pytest.raises(UserError, match="cannot be resumed: its checkpoint does not fit this model"):
+        ab.train(small_config(tmp_path / "a", **{**settings, "trainer.max_steps": 4}), resume=True, progress=False)
+    assert kept == {p: p.read_bytes() for p in run.folder.rglob("*.safetensors")}
 
 
 @pytest.mark.parametrize("method", ["adaback", "sft+adaback", "frontier"])

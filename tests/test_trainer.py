@@ -11,9 +11,11 @@ import torch
 import adaback_lite as ab
 from adaback_lite.curricula import Curriculum, tokens_shown
 from adaback_lite.errors import UserError
+from adaback_lite.policy import clone_trained
 from adaback_lite.sft import batch_ids
 from adaback_lite.trainer import build_policy, build_task, checked_rho, microbatches, new_state, rl_step
 from tests.helpers import EOS, gradients, slow_logprobs, small_config, taught_config
+from tests.language import CHATML, byte_model, byte_tokenizer, saved
 
 
 def fresh(config, double=True):
@@ -276,6 +278,35 @@ def test_a_run_stops_at_its_target_and_says_so(tmp_path):
     run = ab.train(taught_config(tmp_path / "a"), progress=False)
     assert run.summary["stopped_by"] == "max_steps" and run.summary["steps"] == 12
     assert [e["step"] for e in run.events if e["event"] == "eval"] == [0, 4, 8, 12]
+
+
+@pytest.mark.parametrize(
+    ("template", "settings"),
+    [(None, {}), (CHATML, {"policy.lora_rank": 4, "task.shots": 1}), (CHATML, {"policy.lora_rank": 4, "policy.quantize": "nf4"})],
+    ids=["plain, all weights", "chat, adapter", "chat, nf4"],
+)
+def test_word_problems_train_and_resume(tmp_path, settings, template):
+    """A byte-level model knows nothing, so SFT comes first; stopped after two RL steps and resumed, the run is the uninterrupted one."""
+    folder = saved(tmp_path / "model", byte_model(hidden_size=64, context=4000), byte_tokenizer(template))
+    own = {
+        "policy.name": str(folder), "task.name": "gsm-symbolic", "task.max_new": 24, "task.n_train": 12, "task.n_val": 2, "task.n_test": 3,
+        "trainer.batch_size": 4, "trainer.sft_lrs": (0.01,), "trainer.sft_max_steps": 4, "trainer.sft_eval_every": 2, "trainer.checkpoint_every": 2, "grpo.entropy": 0.01,
+    }  # fmt: skip
+
+    def trained(name, steps, resume=False):
+        return ab.train(small_config(tmp_path / name, **own, **settings, **{"method": "sft+adaback", "trainer.max_steps": steps}), resume=resume, progress=False)
+
+    run, whole = trained("a", 2), trained("b", 4)
+    start = run.events[0]
+    assert start["samples"] == 12 and (start["val"], start["test"]) == (2, 3) and isinstance(start["dropped"], dict)
+    assert start.get("sampling") == ("merged" if settings else None)
+    assert run.events[-1]["event"] == "end" and run.summary["steps"] == 2
+    run = trained("a", 4, resume=True)
+    steps = [[{k: v for k, v in e.items() if k != "wall"} for e in r.events if e["event"] == "step"] for r in (run, whole)]
+    assert steps[0] == steps[1] and len(steps[0]) == 4 and all(e["grad_norm"] > 0 for e in steps[0])
+    weights = [clone_trained(r.load_policy()[0]) for r in (run, whole)]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[1]) and weights[0].keys() == weights[1].keys()
+    assert {k: v for k, v in run.summary.items() if k not in ("wall_seconds", "machine")} == {k: v for k, v in whole.summary.items() if k not in ("wall_seconds", "machine")}
 
 
 # The snapshot: six steps from the shipped base, two passes each, so that sampling, verifying, packing, loss, clipping, Adam and the curriculum all have their part.

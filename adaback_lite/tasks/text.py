@@ -64,8 +64,8 @@ class TextTask:
         fitting = []
         fixed = sum(len(f"{q}{self.instruction}{a}".encode()) + 100 for q, a in self.demonstrations) + 1000  # 100 for the marks of a template's turns
         for s in samples:
-            longest = lambda n: context is not None and n + self.settings.max_new > context  # noqa: E731
-            if longest(fixed + len(s.prompt.encode()) + len(s.rationale.encode())) and longest(len(self.prompt_ids(s)[0]) + len(self.rationale_ids(s))):
+            at_most, space = fixed + len(f"{s.prompt}{s.rationale}".encode()), math.inf if context is None else context - self.longest(s)
+            if at_most > space and len(self.prompt_ids(s)[0]) + len(self.rationale_ids(s)) > space:
                 self.dropped[f"longer than the model's context of {context} tokens"] += 1
             else:
                 fitting.append(replace(s, id=len(fitting)))
@@ -123,9 +123,14 @@ class TextTask:
 
     def max_new(self, sample: Sample, shown: int) -> int:
         """Tokens that may be written, the end token included, after the first `shown` of the rationale."""
+        longest = self.longest(sample)
         if shown == 0:
-            return self.settings.max_new
-        return min(math.ceil(self.settings.room * (len(self.rationale_ids(sample)) - shown)) + SPARE, self.settings.max_new)
+            return longest
+        return min(math.ceil(self.settings.room * (len(self.rationale_ids(sample)) - shown)) + SPARE, longest)
+
+    def longest(self, sample: Sample) -> int:
+        """Tokens that an output may have at most: task.max_new for each problem in the prompt."""
+        return self.settings.max_new * (sample.answer.count("\n") + 1)
 
     def verify(self, sample: Sample, output: str) -> Verdict:
         """Judge an output, the revealed part included."""
@@ -155,8 +160,8 @@ def check_template(tokenizer) -> None:
     """Raise UserError when the chat template cannot leave the assistant's turn open: what is written then would not continue it."""
     turn = [{"role": "user", "content": "How many?"}]
     try:
-        opened = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        whole = tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": "Eleven of them"}], tokenize=False)
+        opened = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False, date_string=DATE)
+        whole = tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": "Eleven of them"}], tokenize=False, date_string=DATE)
     except Exception as error:  # whatever the template itself raises
         why = " ".join(str(error).split())[:120]
         raise UserError(f"The model's chat template cannot be used ({why}); use another model, or take chat_template out of its tokenizer.") from error
