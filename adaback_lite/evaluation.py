@@ -68,7 +68,7 @@ def check_request(ks: Sequence[int], samples: int | None, split: str, n: int | N
     if samples < max(ks):
         raise UserError(f"pass@{max(ks)} needs at least {max(ks)} outputs of each problem, not {samples}; raise --samples or lower --k.")
     if split not in ("test", "val", "train"):
-        raise UserError(f"--split is '{split}', but should be test or val.")
+        raise UserError(f"--split is '{split}', but should be test, val or train.")
     if n is not None and n < 1:
         raise UserError(f"--n is {n}, but must be at least 1.")
     if seeds is not None and len(set(seeds)) < len(seeds):

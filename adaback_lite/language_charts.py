@@ -17,7 +17,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from .charts import WIDTH, _colour, _data, _share_scale, _step_axis, _thinned, _titled, colours_of
+from .charts import WIDTH, _colour, _data, _share_scale, _thinned, _titled, colours_of
 from .curricula import tokens_shown
 from .evaluate import wilson
 from .reveal import SHARES
@@ -163,7 +163,7 @@ def gradient_share(table: pd.DataFrame, title: str = "Groups that carried a grad
     ]
     colours = colours_of(dict.fromkeys(row["method"] for row in rows))
     color = alt.Color("method:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), legend=None)
-    chart, y = alt.Chart(_data(rows)), alt.Y("method:N", title=None, sort=None, axis=alt.Axis(ticks=False, labelFontSize=12))
+    chart, y = alt.Chart(_data(rows)), alt.Y("method:N", title=None, sort=None, axis=alt.Axis(ticks=False, labelFontSize=12, labelPadding=10))
     x = alt.Scale(domain=[0, 1], nice=False)
     tips = _tips_of(("method:N", "method"), ("share:Q", "share"), ("low:Q", "from"), ("high:Q", "to"), ("words:N", "groups"))
     return _titled(
@@ -216,6 +216,7 @@ def groups(steps: dict[str, list[dict]], title: str = "Every group of the traini
         "shapes": alt.Scale(domain=names, range=[shape for _, shape in KINDS.values()]),
     }
     for label, events in steps.items():
+        last = max([e["step"] for e in events], default=1)
         points = [
             {"x": e["step"] - 1 + (i + 0.5) / len(e["ids"]), "step": e["step"], "rho": rho, "reward": reward, "kind": kind_of(reward)}
             for e in events
@@ -228,7 +229,7 @@ def groups(steps: dict[str, list[dict]], title: str = "Every group of the traini
             alt.Chart(_data(kept))
             .mark_point(filled=True, size=42, opacity=0.9)
             .encode(
-                alt.X("x:Q", title="RL step", axis=alt.Axis(tickMinStep=1, grid=False), scale=alt.Scale(domain=[0, max([e["step"] for e in events], default=1)], nice=False)),
+                alt.X("x:Q", title="RL step", axis=_whole(last, grid=False), scale=alt.Scale(domain=[0, last], nice=False)),
                 alt.Y("rho:Q", title="Revealed share ρ", scale=alt.Scale(domain=[-0.05, 1.05], nice=False), axis=alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format=".2~f")),
                 color=alt.Color("kind:N", title="Outputs of the group", scale=kinds["scale"], legend=alt.Legend(orient="bottom")),
                 shape=alt.Shape("kind:N", title="Outputs of the group", scale=kinds["shapes"], legend=alt.Legend(orient="bottom")),
@@ -245,11 +246,12 @@ def gradient_so_far(steps: dict[str, list[dict]], title: str = "Where there was 
     for label, events in steps.items():
         carrying = np.cumsum([round(e["grad_groups"] * len(e["ids"])) for e in events]).tolist()
         rows += _thinned([{"method": label, "x": e["step"], "carrying": c, "rho": e["mean_rho"]} for e, c in zip(events, carrying)], 500)
-    color, chart = _colour(steps), alt.Chart(_data(rows))
+    color, chart, last = _colour(steps), alt.Chart(_data(rows)), max([row["x"] for row in rows], default=1)
+    x = alt.X("x:Q", title="RL step", axis=_whole(last), scale=alt.Scale(domain=[0, last], nice=False))
     tips = _tips_of(("method:N", "method"), ("x:Q", "step"), ("carrying:Q", "groups with a gradient"), ("rho:Q", "mean ρ"))
     panels = [
         chart.mark_line(strokeWidth=2.2, point={"size": 20} if len(rows) < 200 else False)
-        .encode(_step_axis(), alt.Y(f"{key}:Q", title=unit, scale=scale), color=color, tooltip=tips)
+        .encode(x, alt.Y(f"{key}:Q", title=unit, scale=scale), color=color, tooltip=tips)
         .properties(width=WIDTH, height=height, title=_small(name))
         for key, unit, scale, height, name in (
             ("carrying", "groups", alt.Scale(domainMin=0), 160, "Groups that have carried a gradient so far"),
@@ -257,6 +259,11 @@ def gradient_so_far(steps: dict[str, list[dict]], title: str = "Where there was 
         )
     ]
     return _titled(alt.vconcat(*panels, spacing=8), title, [], 112)
+
+
+def _whole(last: int, **options) -> alt.Axis:
+    """An axis of steps from 0 to `last` with whole numbers only."""
+    return alt.Axis(tickCount=min(last, 12), format="d", **options)
 
 
 def _tips_of(*fields: tuple[str, str]) -> list[alt.Tooltip]:

@@ -142,10 +142,10 @@ def test_report(work):
         asked.append((work.share, side))
         return {"start_mb": 100.0, "peak_mb": megabytes[side]}
 
-    works = [update.Work(**{**update.asdict(work), "share": share}) for share in (0.0, 0.9)]
+    works = [update.Work(**{**update.asdict(work), "share": share}) for share in (0.5, 0.9)]
     result = update.benchmark(works, 2, memory)
-    assert asked == [(share, side) for share in (0.0, 0.9) for side in update.SIDES]
-    assert result.keys() == FIELDS and result["repeats"] == 2 and result["work"] == {"model": work.model, "quantize": "none", "groups": 1, "G": 4}
+    assert asked == [(share, side) for share in (0.5, 0.9) for side in update.SIDES]
+    assert result.keys() == FIELDS and result["repeats"] == 2 and result["work"] == {"model": work.model, "quantize": "none", "dtype": "auto", "groups": 1, "G": 4}
     assert result["policy"]["trained_parameters"] > 0 and result["machine"]["versions"].keys() >= {"torch", "transformers", "peft"}
     for s in result["settings"]:
         assert s.keys() == SETTING and s["times_less"]["plain"]["memory"] == 4.5 and s["times_less"]["plain_suffix_logits"]["memory"] == 2.5
@@ -183,6 +183,6 @@ def test_whole_benchmark(tmp_path, capsys):
     assert "plain suffix logits" in printed and "1 shown, 0.9 revealed" in printed
     assert result.keys() == FIELDS | {"commit", "command"} and result["command"] == " ".join(["python -m tests.benchmarks.update", *argv])
     (s,) = result["settings"]
-    logits = 8 * s["tokens"]["plain"]["logits"] / 8 * 261 * 4 / 2**20
+    logits = s["tokens"]["plain"]["logits"] * 261 * 4 / 2**20
     assert s["memory"]["plain"]["peak_mb"] > 2 * logits, "logits and their log_softmax are there at once"
     assert s["memory"]["plain"]["peak_mb"] > 2 * s["memory"]["ours"]["peak_mb"] > 0 and s["tokens"]["plain"]["read"] > 5 * s["tokens"]["ours"]["read"]

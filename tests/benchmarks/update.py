@@ -9,8 +9,8 @@ clipping, AdamW), on one group at a time. Only the function that gives the log-p
     plain                G full sequences, padded on the right; logits [G, T, V] for all tokens, log_softmax, gather, mask
     plain_suffix_logits  the same with logits for the columns of the suffixes only (transformers' logits_to_keep)
 
-Before anything is timed, log-probabilities, loss and every adapter gradient of the sides must agree. Peak memory is measured first, in a fresh process
-for each side and setting; times by turns in one process. README.md here says what is fair about this and why.
+First, log-probabilities, loss and every adapter gradient of the sides must agree, in float32. Then peak memory is measured, in a fresh process for each
+side and setting, and then times, by turns in one process. README.md here says what is fair about this and why.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -50,8 +50,7 @@ from tests.language import byte_model, byte_tokenizer, saved, stir
 ROOT = Path(__file__).resolve().parents[2]
 CLAIM = 2.0  # times less memory and time than the plain way, at least
 STIR = 0.02  # spread of the adapter's B, which starts at 0 and would then let no gradient through to A
-# Largest difference that passes for rounding; of gradients the relative one of the worst tensor.
-TOLERANCE = {torch.float32: {"logp": 1e-3, "loss": 1e-4, "gradient": 1e-3}, torch.bfloat16: {"logp": 0.5, "loss": 0.02, "gradient": 0.1}}
+TOLERANCE = {"logp": 1e-3, "loss": 1e-4, "gradient": 1e-3}  # largest difference that passes for rounding in float32; of gradients the relative one of the worst tensor
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ class Work:
 
     model: str = "smollm2"  # as policy.name
     quantize: str = "none"
+    dtype: str = "auto"
     shots: int = 1  # demonstrations before the question
     share: float = 0.0  # of the rationale that is revealed
     groups: int = 2
@@ -114,7 +114,7 @@ def update(side: str, state: trainer.State, config: Config, group: Group, pad: i
 def config_for(work: Work) -> Config:
     return make_config(
         {
-            "policy.name": work.model, "policy.quantize": work.quantize, "policy.lora_rank": 16,
+            "policy.name": work.model, "policy.quantize": work.quantize, "policy.dtype": work.dtype, "policy.lora_rank": 16,
             "task.name": "gsm-symbolic", "task.shots": work.shots, "task.n_train": work.groups, "task.n_val": 1, "task.n_test": 1,
             "grpo.group_size": work.G,
         }
@@ -187,9 +187,10 @@ def counted(model):
 
 
 def compare(model, group: Group, pad: int) -> dict[str, dict]:
-    """For each side the tokens of one group, and its largest differences from plain. Raises Disagreement when rounding does not explain them.
+    """For each side the tokens of one group, and its largest differences from plain. The model computes in float32.
 
-    The loss is taken at ratios of 0.9 to 1.1. In `trainer.update`'s first pass they are all 1 and the loss is the same whatever the log-probabilities are.
+    The loss is taken at ratios of about 0.9 to 1.1: in `trainer.update`'s first pass they are all 1, and the loss is the same whatever the log-probabilities are.
+    Nothing is clipped, which would turn rounding into a jump of the gradient. Raises Disagreement when rounding does not explain a difference.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     noise = 0.2 * torch.rand(group.mask.shape, generator=torch_generator("benchmark", "update", "old")) - 0.1
@@ -198,17 +199,16 @@ def compare(model, group: Group, pad: int) -> dict[str, dict]:
         with counted(model) as counts:
             logp, _ = SIDES[side](model, [group.prefix], group.tokens, group.mask, pad)
         old = (logp.detach() + noise.to(logp.device)) if old is None else old
-        loss = policy_loss(logp, old, group.advantage.to(logp.device), group.weights.to(logp.device))
+        loss = policy_loss(logp, old, group.advantage.to(logp.device), group.weights.to(logp.device), clip_low=1.0, clip_high=9.0)
         gradients = torch.autograd.grad(loss, [p for _, p in trained])
         reference = reference or (logp.detach(), loss.detach(), gradients)
         logp_0, loss_0, gradients_0 = reference
         relative = torch.stack([(g - g_0).norm() / g_0.norm() for g, g_0 in zip(gradients, gradients_0)])  # [trained tensors]
         difference = {"logp": (logp - logp_0).abs().max().item(), "loss": (loss - loss_0).abs().item(), "gradient": relative.max().item()}
-        allowed = TOLERANCE[next(p.dtype for _, p in model.get_decoder().named_parameters() if not p.requires_grad and p.is_floating_point())]
         for what, value in difference.items():
-            if not value <= allowed[what]:  # true of NaN, too
+            if not value <= TOLERANCE[what]:  # true of NaN, too
                 where = f" of {trained[relative.argmax()][0]}" if what == "gradient" else ""
-                raise Disagreement(f"The {what}{where} of side '{side}' differs by {value:.2g} from the plain way's, and at most {allowed[what]:g} is rounding.")
+                raise Disagreement(f"The {what}{where} of side '{side}' differs by {value:.2g} from the plain way's, and at most {TOLERANCE[what]:g} is rounding.")
         result[side] = {**counts, "difference": difference}
     return {side: result[side] for side in SIDES}
 
@@ -233,7 +233,7 @@ def time_updates(state: trainer.State, config: Config, groups: list[Group], pad:
                 if cuda:
                     torch.cuda.synchronize()
                 spent += time.perf_counter() - start
-                assert abs(norm - norms[side][j]) <= 1e-3 * norms[side][j], "an update is not the one before it"
+                assert abs(norm - norms[side][j]) <= 0.01 * norms[side][j], "an update is not the one before it"
             seconds[side].append(spent / len(groups))
     return seconds
 
@@ -286,17 +286,21 @@ def memory_in_child(side: str, work: Work) -> dict[str, float]:
 
 def benchmark(works: list[Work], repeats: int, memory=memory_in_child, say=lambda line: None) -> dict:
     """Everything, as one dict. The works differ in shots and share only. `memory(side, work)` measures a peak; None leaves memory out."""
+    state, tokenizer = build(replace(works[0], dtype="float32"))  # bfloat16 rounds so coarsely that a wrong gradient could pass for rounding
+    groups, pad = [build_groups(work, state.model, tokenizer) for work in works], tokenizer.pad_token_id
+    compared = [[compare(state.model, group, pad) for group in some] for some in groups]
+    say("the sides agree")
+    del state  # the children need the memory
+    gc.collect()
     peaks = []
-    for work in works:  # first, while this process holds nothing
+    for work in works:
         peaks.append({side: memory(side, work) for side in SIDES} if memory else None)
         say(f"{work.shots} demonstrations, {work.share:g} revealed: memory {peaks[-1]}")
-    state, tokenizer = build(works[0])
+    state, _ = build(works[0])
     settings = []
-    for work, peak in zip(works, peaks):
-        groups, pad = build_groups(work, state.model, tokenizer), tokenizer.pad_token_id
-        compared = [compare(state.model, group, pad) for group in groups]
-        seconds = time_updates(state, config_for(work), groups, pad, repeats)
-        settings.append(report(work, groups, compared, seconds, peak))
+    for work, some, each, peak in zip(works, groups, compared, peaks):
+        seconds = time_updates(state, config_for(work), some, pad, repeats)
+        settings.append(report(work, some, each, seconds, peak))
         say(f"{work.shots} demonstrations, {work.share:g} revealed: seconds {settings[-1]['seconds']}")
     device, packages = state.model.device.type, ("torch", "transformers", "peft", "bitsandbytes", "reasoning-gym")
     return {
@@ -367,6 +371,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.update", description="The update of one group: packed, against the plain way.")
     parser.add_argument("--model", default="smollm2", help="smollm2, tiny (random, for a try in seconds), or anything that policy.name takes (default smollm2)")
     parser.add_argument("--quantize", choices=("none", "nf4"), default="none")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="as policy.dtype; auto is bfloat16 on a GPU, else float32")
     parser.add_argument("--shots", type=int, nargs="+", default=[1], help="demonstrations before the question, one or several numbers (default 1)")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.5, 0.9], help="revealed shares (default 0 0.5 0.9)")
     parser.add_argument("--groups", type=int, default=2, help="problems; an update is of one of them, and times are their mean (default 2)")
@@ -389,7 +394,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="adaback-benchmark-") as folder, contextlib.redirect_stdout(sys.stderr):
         model = str(tiny_folder(Path(folder))) if args.model == "tiny" else args.model
-        works = [Work(model, args.quantize, shots, share, args.groups, args.G) for shots in args.shots for share in args.shares]
+        works = [Work(model, args.quantize, args.dtype, shots, share, args.groups, args.G) for shots in args.shots for share in args.shares]
         try:
             config_for(works[0])  # what is wrong with it is said here and not by a child
             result = benchmark(works, args.repeats, say=lambda line: print(line, file=sys.stderr))
