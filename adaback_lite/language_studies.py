@@ -114,11 +114,10 @@ def in_brief(e: dict) -> dict:
 CURVES = (("gsm8k", "token"), ("gsm-symbolic", "token"), ("gsm-symbolic", "step"), ("gsm-symbolic-base7", "token"), ("gsm-symbolic-tensor2", "token"))
 
 
-def curve_config(out: str | os.PathLike, task: str, data: str = "", unit: str = "token", n: int = 24, settings: dict | None = None) -> Config:
+def curve_config(out: str | os.PathLike, task: str, data: str = "", unit: str = "token", n: int = 12, settings: dict | None = None) -> Config:
     """A run of 0 steps: the policy before any training, in a folder that evaluations can be kept in. `n` problems are there to try, `settings` win."""
-    longest = 384 if "tensor" in task else 256  # tokens; two solutions need more
     base = {**preset("cpu"), "policy.quantize": "none", "policy.dtype": "float32", "task.name": task, "task.data": data, "curriculum.unit": unit}
-    few = {"task.n_train": 1, "task.n_val": n, "task.n_test": 1, "task.max_new": longest, "trainer.max_steps": 0, "trainer.rollout_rows": 64}
+    few = {"task.n_train": 1, "task.n_val": n, "task.n_test": 1, "trainer.max_steps": 0, "trainer.rollout_rows": 64}
     return make_config({**base, **few, **(settings or {})}, method="rl", out=out)
 
 
@@ -213,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("name", choices=("cpu", "curve", "gpu"))
     parser.add_argument("--task", default="gsm-symbolic", help="cpu: the task (default gsm-symbolic, which needs no network)")
     parser.add_argument("--data", default="", help="folder with GSM8k in the authors' format; without it the data come from the Hub (curve: GSM8k is left out)")
-    parser.add_argument("--problems", type=int, default=24, help="curve: problems of each task (default 24)")
+    parser.add_argument("--problems", type=int, default=12, help="curve: problems of each task (default 12)")
     parser.add_argument("--model", default="smollm2", help="curve: the model, as policy.name takes it (default smollm2)")
     parser.add_argument("--hours", type=float, default=8, help="gpu: start no run after so many hours (default 8)")
     parser.add_argument("--dry-run", action="store_true", help="gpu: check data and settings, train nothing")

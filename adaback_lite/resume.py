@@ -48,7 +48,7 @@ def restore(state, writer: RunWriter, config: Config) -> None:
         raise UserError(f"{writer.folder} cannot be resumed: its checkpoint does not fit this model ({error}); use the base model it was started with.") from None
     load_optimizer_tensors(state.optimizer, tensors["optimizer"])
     if state.reference is not None and state.winner:
-        state.reference.load_state_dict(state.winner)
+        load_trained(state.reference, state.winner)
     writer.cut_log(saved["log_size"])
     writer.emit("resume", stage=state.stage, step=state.step)
 

@@ -101,4 +101,4 @@ def sft_steps(state, config, task, pad_id: int):
     load_trained(state.model, state.winner)
     state.optimizer = new_optimizer(state.model, config.grpo.lr)
     if state.reference is not None:
-        state.reference.load_state_dict(state.winner)
+        load_trained(state.reference, state.winner)

@@ -25,7 +25,6 @@ from .language_charts import token_texts
 from .packing import microbatches, packed_logprobs
 from .tasks import Sample
 from .tasks.base7 import check_notes, convert, evaluate
-from .tasks.gsm8k import strip_notes
 from .tasks.tensor import tensor
 from .tasks.text import TextTask
 
@@ -36,35 +35,33 @@ KINDS = {"words": "words and signs", "numbers": "numbers, not after =", "results
 
 _SIDE = r"\(*[\[0-9][-+*/()\[\]0-9., ×÷]*[0-9\])]"
 _RIGHT = r"(?>\[[0-9,]+/[0-9]+\]|[0-9]+(?:[.,][0-9]+)*)"
-_EQUATION = re.compile(rf"(?<![\w.,%)\]])(?<![-+*/×÷(\[])(?<![-+*/×÷(x] )(?P<left>{_SIDE}) ?= ?(?P<right>{_RIGHT})(?!%)(?! ?[-+*/×÷x] ?[0-9(\[])")
+_EQUATION = re.compile(rf"(?<![\w.,%)\]])(?<![-+*/×÷(\[])(?<![-+*/×÷(x] )(?P<left>{_SIDE}) ?= ?(?P<right>{_RIGHT})(?![%\w])(?! ?[-+*/×÷x] ?[0-9(\[])(?! [0-9])")
 
 
 def equations(text: str) -> list[tuple[str, str]]:
     """Both sides of each equation "48 / 2 = 24" between bare numbers, × and ÷ written as * and /, and 2(5 + 7) with its *. Currency signs are read over.
 
-    An equation with words, units, unknowns or per cent in it is not found, nor is one without a sign of arithmetic on its left, or
+    An equation with words, units, unknowns, per cent or mixed numbers (1 1/2) in it is not found, nor is one without a sign of arithmetic on its left, or
     one whose right side goes on ("= 3 * 4 = 12" has one equation, of the last two sides).
     """
     found = []
     for m in _EQUATION.finditer(re.sub("[$€£¥]", "", text)):
         left = re.sub(r"(?<=[0-9)]) ?\(", "*(", m["left"].replace("×", "*").replace("÷", "/"))
-        if re.search(r"[0-9)\]] ?[-+*/]", re.sub(r"\[[0-9,]+/[0-9]+\]", "1", left)):  # the line of a fraction [2/13] is no sign of arithmetic
+        spaced = re.search(r"[0-9] +[0-9]", left)  # 1 1/2, or 16 000
+        if not spaced and re.search(r"[0-9)\]] ?[-+*/]", re.sub(r"\[[0-9,]+/[0-9]+\]", "1", left)):  # the line of a fraction [2/13] is no sign of arithmetic
             found.append((left, m["right"]))
     return found
 
 
 def truths(samples: Sequence[Sample], base: int) -> tuple[int, int]:
-    """(equations in the rationales, how many of them are exactly true in `base`): calculator notes where a rationale has any, else `equations`.
+    """(equations in the rationales, how many of them are exactly true in `base`): calculator notes where these samples have any, else `equations`.
 
     One that cannot be read in `base`, as 9 in base 7, is not true.
     """
-    checked = []
-    for sample in samples:
-        notes = [ok is True for _, ok in check_notes(sample.rationale, base)]
-        if not notes:
-            sides = [(evaluate(left, base), evaluate(right, base)) for left, right in equations(strip_notes(sample.rationale))]
-            notes = [left is not None and left == right for left, right in sides]
-        checked += notes
+    checked = [ok is True for sample in samples for _, ok in check_notes(sample.rationale, base)]
+    if not checked:
+        sides = [(evaluate(left, base), evaluate(right, base)) for sample in samples for left, right in equations(sample.rationale)]
+        checked = [left is not None and left == right for left, right in sides]
     return len(checked), sum(checked)
 
 

@@ -147,8 +147,8 @@ def test_batches_are_by_length_and_results_in_order(run, monkeypatch):
         return {i: {"event": "problem", "place": i, "kinds": ["right"] * 16, "tokens": [1] * 16} for i in places}
 
     monkeypatch.setattr(evaluation, "evaluate_batch", batch)
-    header = {"event": "evaluation", "checkpoint": "c", "split": "test", "n": 7, "samples": 16, "seed": 0}
-    records = evaluation.complete(run, header, None, None, None, [None] * 7, prefixes, False)
+    header = {"event": "evaluation", "checkpoint": "c", "split": "test", "n": 7, "samples": 16, "seed": 0, "share": 0.0}
+    records = evaluation.complete(run, header, None, None, None, [None] * 7, [0] * 7, prefixes, False)
     assert seen == [[1, 3], [4, 2], [5, 0], [6]]  # 32 rows hold 2 problems of 16 samples
     assert [r["place"] for r in records] == list(range(7))
 

@@ -375,7 +375,6 @@ def test_tied_weights_are_saved_once_and_come_back(tmp_path):
     assert not is_same(clone_trained(longer.load_policy()[0]), clone_trained(model))
 
 
-@pytest.mark.xfail(strict=True, reason="sft.py and resume.py use reference.load_state_dict(winner), which wants the tied weight twice; load_trained(reference, winner) does not")
 def test_tied_weights_with_a_kl_term_after_sft(tmp_path):
     settings = {"policy.name": tied_folder(tmp_path), "method": "sft+rl", "grpo.kl": 0.1, "trainer.checkpoint_every": 1}
     ab.train(small_config(tmp_path / "run", **settings, **{"trainer.max_steps": 1}), progress=False)

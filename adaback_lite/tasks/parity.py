@@ -111,7 +111,7 @@ class Parity:
 
     def max_new(self, sample: Sample, shown: int) -> int:
         """What is hidden, and one token more, for the end."""
-        return 2 * self.length - shown + 1
+        return len(self.rationale_ids(sample)) - shown + 1
 
     def verify(self, sample: Sample, output: str) -> Verdict:
         """Judge an output, the revealed part included.
