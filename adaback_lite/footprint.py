@@ -55,10 +55,10 @@ def footprint(
     out: str | os.PathLike = "runs/footprint",
     kinds: Sequence[str] = tuple(KINDS),
     settings: dict | None = None,
-    problems: int = 32,
+    problems: int = 24,
     groups: int = 2,
     group_size: int = 8,
-    written: int = 48,
+    written: int = 32,
     repeats: int = 3,
     threads: int = 0,
     progress: bool = False,
@@ -368,6 +368,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     columns = {
         "trained weights": [f"{r.trained:,} ({r.trained_percent:.3g} %)" for r in table.itertuples()],
         "weights, MB": [number(x) for x in table.weights_mb],
+        "libraries, MB": [number(x) for x in table.library_mb],
         "peak when sampling, MB": [number(x) for x in table.peak_sampling_mb],
         "peak when training, MB": [number(x) for x in table.peak_update_mb],
         "tokens a second": spread("tokens_per_second", 0),
@@ -502,7 +503,8 @@ def pictures(matrices: dict[str, np.ndarray], title: str, limit: float | None = 
     panels = []
     for name, m in matrices.items():
         cells = [{"row": r, "column": c, "value": float(m[r, c])} for r in range(m.shape[0]) for c in range(m.shape[1])]
-        color = alt.Color("value:Q", title=None, scale=alt.Scale(scheme="redblue", reverse=True, domain=[-limit, limit], domainMid=0, clamp=True))
+        legend = alt.Legend(values=[-limit, -limit / 2, 0, limit / 2, limit], format=".2~g")
+        color = alt.Color("value:Q", title=None, legend=legend, scale=alt.Scale(scheme="redblue", reverse=True, domain=[-limit, limit], domainMid=0, clamp=True))
         chart = alt.Chart(alt.Data(values=cells)).mark_rect().encode(alt.X("column:O", axis=None), alt.Y("row:O", axis=None), color=color, tooltip=["row:O", "column:O", "value:Q"])
         size = 140 / max(m.shape)
         panels.append(chart.properties(width=size * m.shape[1], height=size * m.shape[0], title=alt.TitleParams(name, anchor="start", fontSize=11, fontWeight="normal")))
@@ -550,7 +552,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--task", default=SETTINGS["task.name"], help="task.name (default gsm-symbolic, which needs no network)")
     parser.add_argument("--data", default="", help="task.data: a folder with the data; without it they come from the Hub")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), metavar="KIND", help=f"which to measure, each in quotes: {'; '.join(KINDS)}")
-    numbers = {"problems": 32, "groups": 2, "group-size": 8, "written": 48, "repeats": 3, "threads": 0}
+    numbers = {"problems": 24, "groups": 2, "group-size": 8, "written": 32, "repeats": 3, "threads": 0}
     for name, value in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"see footprint() (default {value})")
     args = parser.parse_args(argv)
