@@ -101,7 +101,10 @@ def check_numbers(output: str, answer: str, base: int = 10) -> Verdict:
 
 
 def _number(text: str, base: int) -> Fraction | None:
-    return parse_number(text.strip(BLANK).removeprefix("$"), base)
+    text = text.strip(BLANK).removeprefix("$")
+    if base != 10 and (decimal := re.fullmatch(r"([+-]?)\[([0-9,]+/[0-9]+)\]", text)):  # how tasks/base7.py writes decimals
+        text = decimal[1] + decimal[2].replace(",", "")
+    return parse_number(text, base)
 
 
 class MathChecker:

@@ -581,3 +581,11 @@ def test_strange_boxes_never_pass_never_hang_and_true_ones_pass():
     missed = [(text, gold, verdict) for verdict, (text, gold, truth) in zip(found, cases) if truth and verdict.kind not in ("right", "timeout")]
     assert (false, missed) == ([], [])
     assert kinds["right", True] > 50 and kinds["timeout", None] >= 6 and kinds["wrong", False] > 50 and kinds["unparseable", False] > 50
+
+
+def test_a_decimal_of_base_7_is_read_as_it_is_written():
+    """tasks/base7.py writes 2.5 as [34/13]: 25 over 10."""
+    assert check_numbers("so\n#### [34/13]", "[34/13]", 7).right and check_numbers("#### 5/2", "[34/13]", 7).right
+    assert check_numbers("#### -[1,034/13]", "-[1034/13]", 7).right
+    assert check_numbers("#### [34/14]", "[34/13]", 7).kind == "wrong"
+    assert check_numbers("#### [38/13]", "[34/13]", 7).kind == check_numbers("#### [3/4]", "1", 10).kind == "unparseable"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from adaback_lite.errors import UserError
 from adaback_lite.tasks import Sample, base7
-from adaback_lite.tasks.base7 import NotConvertible, check_notes, convert, evaluate, from_base7, in_base7, parse_number, text_from_base7, text_to_base7, to_base7
+from adaback_lite.tasks.base7 import NotConvertible, check_notes, convert, evaluate, from_base7, in_base7, numeral_value, text_from_base7, text_to_base7, to_base7
 from tests import helpers  # noqa: F401  (the hypothesis profile)
 
 GSM8K = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "gsm8k" / "train.jsonl"
@@ -243,33 +243,33 @@ def test_convert_keeps_order_and_ids_and_counts_reasons():
     ],
 )
 def test_parse_number_by_hand(text, base, value):
-    assert parse_number(text, base) == value and isinstance(parse_number(text, base), Fraction)
+    assert numeral_value(text, base) == value and isinstance(numeral_value(text, base), Fraction)
 
 
 @pytest.mark.parametrize("text", ["7", "18", "9", "1.7", "5/8", "[8/13]", "1,007"])
 def test_a_digit_that_base_7_lacks_is_no_numeral(text):
-    assert parse_number(text, 7) is None and parse_number(text, 10) is not None
+    assert numeral_value(text, 7) is None and numeral_value(text, 10) is not None
 
 
 @pytest.mark.parametrize(
     "text", ["", " -", ".", "5.", "$5", "5%", "1,0000", ",100", "1000,000", "--5", "- 5", "1 000", "1e5", "٣", "１", "½", "5/0", "[5]", "[2/3", "1_0", "1" * 201]
 )
 def test_what_is_no_numeral(text):
-    assert parse_number(text, 10) is None
+    assert numeral_value(text, 10) is None
 
 
 def test_bases_without_plain_digits_are_refused():
     for base in (1, 11):
         with pytest.raises(ValueError, match=f"base {base}"):
-            parse_number("1", base)
+            numeral_value("1", base)
 
 
 @given(st.integers(-(10**8), 10**8), st.integers(0, 4))
 def test_parse_number_reads_what_python_writes(n, places):
     text = f"{Decimal(n).scaleb(-places):,.{places}f}"
-    assert parse_number(text, 10) == Fraction(n, 10**places)
+    assert numeral_value(text, 10) == Fraction(n, 10**places)
     if n >= 0 and places:
-        assert parse_number(text_to_base7(text), 7) == Fraction(n, 10**places)
+        assert numeral_value(text_to_base7(text), 7) == Fraction(n, 10**places)
 
 
 def trees():
@@ -389,9 +389,9 @@ def test_every_number_of_every_kept_problem_keeps_its_value_and_every_other_char
 
 def test_the_number_after_a_note_and_the_answer_are_the_notes_result():
     for s in converted()[0]:
-        assert s.rationale.endswith(f"\n#### {s.answer}") and parse_number(s.answer, 7) is not None
+        assert s.rationale.endswith(f"\n#### {s.answer}") and numeral_value(s.answer, 7) is not None
         for result, after in re.findall(r"=([^=]*?)>>(\[[\d,]+/\d+\]|-?\d[\d,]*)", s.rationale):
-            assert parse_number(result, 7) == parse_number(after.rstrip(","), 7), s.id
+            assert numeral_value(result, 7) == numeral_value(after.rstrip(","), 7), s.id
 
 
 # gsm-symbolic ----------------------------------------------------------------------------------------------------------------
@@ -411,7 +411,7 @@ def test_gsm_symbolic_keeps_its_equations():
     for s in kept:
         old = samples[s.id]
         assert from_base7(s) == old and numbers7(s.rationale) == numbers(old.rationale) and numbers7(s.prompt) == numbers(old.prompt)
-        assert parse_number(s.answer, 7) == parse_number(old.answer, 10) is not None
+        assert numeral_value(s.answer, 7) == numeral_value(old.answer, 10) is not None
         pairs = [p.findall(t) for p, t in ((equation, old.rationale), (equation7, s.rationale))]
         assert len(pairs[0]) == len(pairs[1])
         for a, b in zip(*pairs):

@@ -91,7 +91,7 @@ def _number_pattern(base: int) -> re.Pattern:
     return re.compile(rf"([-+]?)(?:({whole})/({whole})|\[({whole})/({whole})\]|({whole})?(?:\.({d}+))?)")
 
 
-def parse_number(text: str, base: int) -> Fraction | None:
+def numeral_value(text: str, base: int) -> Fraction | None:
     """The exact value of one numeral in `base` (2 to 10), or None where `text`, spaces around it aside, is none.
 
     A numeral is an integer ("48", "-7", with commas if they are well placed: "10,000"), has a point ("0.2", ".2"; places after it
@@ -155,7 +155,7 @@ def evaluate(expression: str, base: int) -> Fraction | None:
             if not tokens or tokens.pop() != {"(": ")", "[": "]"}[token]:
                 raise NotConvertible("note unreadable", expression)
             return sign * value
-        value = parse_number(token, base)
+        value = numeral_value(token, base)
         if value is None:
             raise NotConvertible("note unreadable", expression)
         return sign * value
