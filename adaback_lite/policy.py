@@ -87,6 +87,7 @@ def load_pretrained(settings: PolicySettings, source: str | Path | None = None):
         model = model.to(device)
     else:
         keep_gradients(model)
+        check_rows(model, place)
     return model.eval(), with_ends(tokenizer, place)
 
 
@@ -164,6 +165,15 @@ def keep_gradients(model) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def check_rows(model, place) -> None:
+    """Raise UserError where bitsandbytes would unpack a layer on the CPU with the wrong scales: rows that are no multiple of a block's 64 weights (0.50.2, measured)."""
+    uneven = {m.in_features for m in model.modules() if hasattr(m, "support_avx512bf16_for_cpu") and m.in_features % 64}
+    if uneven and model.device.type == "cpu":
+        raise UserError(
+            f"{place} has layers of {min(uneven)} inputs, no multiple of 64, which bitsandbytes restores wrongly from 4 bits on a CPU; set policy.quantize none, or use a GPU."
+        )
 
 
 def chosen_device(settings: PolicySettings) -> str:

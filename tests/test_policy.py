@@ -17,7 +17,7 @@ from adaback_lite.policy import add_adapter, clone_trained, load_pretrained, loa
 from adaback_lite.runs import load_run
 from adaback_lite.trainer import new_state, reference_policy, rl_step
 from tests.helpers import PAD, ragged_prefixes, ragged_rollouts, slow_logprobs, small_config, taught, taught_config
-from tests.language import saved, stir, wide
+from tests.language import byte_model, byte_tokenizer, saved, stir, wide
 from tests.test_sft import is_same, swept
 
 LORA = {"policy.lora_rank": 4, "grpo.lr": 0.02}
@@ -536,3 +536,24 @@ def test_hidden_states_need_no_adapter_class():
     before = one_pass_hidden(model, prefixes, tokens, PAD)
     stir(model)
     assert (one_pass_hidden(model, prefixes, tokens, PAD) - before).abs().max() > 0.01
+
+
+def test_a_layer_that_bitsandbytes_restores_wrongly_on_a_cpu_is_refused(tmp_path):
+    """Rows of 96 weights hold one block and a half: what comes back has the scales of other blocks."""
+    from bitsandbytes import functional
+
+    def restored(width):
+        """(weights, what comes back): every second row is a hundred times as large."""
+        w = torch.randn(64, width, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 100.0]).repeat(32)[:, None]
+        return w, functional.dequantize_4bit(*functional.quantize_4bit(w, blocksize=64, quant_type="nf4"))
+
+    def error(width):
+        w, back = restored(width)
+        return float((back - w).norm() / w.norm())
+
+    assert error(64) < 0.15 and error(128) < 0.15  # what four bits cost
+    assert error(96) > 0.5  # when this fails, bitsandbytes has mended it, and check_rows can go
+    folder = saved(tmp_path / "m", byte_model(hidden_size=96, num_attention_heads=2), byte_tokenizer())
+    with pytest.raises(UserError, match=r"has layers of 96 inputs, no multiple of 64, .* set policy\.quantize none"):
+        load_pretrained(make_config({**NF4, "policy.name": str(folder)}).policy)
+    assert load_pretrained(make_config({**LORA, "policy.name": str(folder)}).policy)
