@@ -363,7 +363,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
     def spread(column: str, digits: int, sign: str = "") -> list[str]:
         value, low, high = ([number(x, digits, sign) for x in table[column + end]] for end in ("", "_low", "_high"))
-        return [v if v == "not told" else f"{v} ({a} to {b})" for v, a, b in zip(value, low, high)]
+        return [v if a == b else f"{v} ({a} to {b})" for v, a, b in zip(value, low, high)]
 
     columns = {
         "trained weights": [f"{r.trained:,} ({r.trained_percent:.3g} %)" for r in table.itertuples()],

@@ -25,7 +25,7 @@ from .config import Config, make_config, preset
 from .errors import UserError
 from .evaluate import wilson
 from .policy import load_tokenizer
-from .reveal import success_by_share
+from .reveal import SHARES, success_by_share
 from .runs import Run, load_run, read_events
 from .studies import RESULTS, cpu_name, started
 from .trainer import train
@@ -127,10 +127,12 @@ def curve_study(root: Path, results: Path, data: str, n: int, model: str, comman
     for task, unit in CURVES:
         if task == "gsm8k" and not data:
             continue
-        run = train(curve_config(root / f"{task}-{unit}", task, data if task == "gsm8k" else "", unit, n, {"policy.name": model}), resume=True, progress=False)
+        groups = max(n // 2, 1) if "tensor2" in task else n  # a pair is two problems
+        run = train(curve_config(root / f"{task}-{unit}", task, data if task == "gsm8k" else "", unit, groups, {"policy.name": model}), resume=True, progress=False)
         text_task = build_task(run.config, load_tokenizer(run.config.policy))
         lines = sum(len(text_task.step_ends(s)) for s in text_task.val) / len(text_task.val)
-        table = success_by_share(run, n=n, progress=True)
+        shares = SHARES if unit == "token" else SHARES[1:]  # with nothing shown both cuts are the same
+        table = success_by_share(run, shares, n=groups, progress=True)
         runs.append(run)
         tables.append(table.assign(task=task, unit=unit, model=model, lines=lines)[["task", "unit", "model", "lines", *table.columns]])
     table = pd.concat(tables, ignore_index=True)
@@ -212,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("name", choices=("cpu", "curve", "gpu"))
     parser.add_argument("--task", default="gsm-symbolic", help="cpu: the task (default gsm-symbolic, which needs no network)")
     parser.add_argument("--data", default="", help="folder with GSM8k in the authors' format; without it the data come from the Hub (curve: GSM8k is left out)")
-    parser.add_argument("--problems", type=int, default=12, help="curve: problems of each task (default 12)")
+    parser.add_argument("--problems", type=int, default=12, help="curve: problems of each task, in pairs for tensor2 (default 12)")
     parser.add_argument("--model", default="smollm2", help="curve: the model, as policy.name takes it (default smollm2)")
     parser.add_argument("--hours", type=float, default=8, help="gpu: start no run after so many hours (default 8)")
     parser.add_argument("--dry-run", action="store_true", help="gpu: check data and settings, train nothing")

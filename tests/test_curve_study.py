@@ -36,14 +36,14 @@ def test_the_study_is_written_with_its_provenance_and_a_second_call_only_reads(t
     argv = ["curve", "--model", model, "--problems", "3", "--data", str(GSM8K), "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     assert studies.main(argv) == 0
     table, facts = results.stored("reveal_curve", tmp_path / "results")
-    assert table[["task", "unit", "share"]].values.tolist() == [[*curve, share] for curve in studies.CURVES for share in lc.SHARES]
+    assert table[["task", "unit", "share"]].values.tolist() == [["gsm8k", "token", share] for share in lc.SHARES] + [["gsm-symbolic", "step", share] for share in lc.SHARES if share]
     assert set(table.problems) == {3} and set(table.samples) == {8} and (table.lines > 1).all()
     assert (table.right == 0).all() and (table.high > 0.3).all()  # a random model; 0 of 3 says little
     assert facts["tokens"] == table.tokens.sum() > 0 and facts["command"].endswith(" ".join(argv)) and len(facts["commit"]) == 40
     assert list(lc.by_task(table)) == ["gsm8k", "gsm-symbolic, between lines"]
 
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.jsonl")}
-    assert len(before) == 2 * (1 + len(lc.SHARES))  # each run's events, and a file for each share
+    assert len(before) == 2 * (1 + len(lc.SHARES)) - 1  # each run's events, and a file for each share; between lines not for a share of 0
     assert studies.main(argv) == 0
     assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.jsonl")} == before
     pd.testing.assert_frame_equal(results.stored("reveal_curve", tmp_path / "results").table, table)
@@ -51,7 +51,7 @@ def test_the_study_is_written_with_its_provenance_and_a_second_call_only_reads(t
 
 def test_without_a_folder_gsm8k_is_left_out(tmp_path, model, monkeypatch):
     monkeypatch.setattr(studies, "CURVES", (("gsm8k", "token"), ("gsm-symbolic", "token")))
-    monkeypatch.setattr(studies, "success_by_share", lambda run, n, progress: pd.DataFrame({"share": [0.0], "tokens": [n]}))
+    monkeypatch.setattr(studies, "success_by_share", lambda run, shares, n, progress: pd.DataFrame({"share": [0.0], "tokens": [n]}))
     table = studies.curve_study(tmp_path / "runs", tmp_path / "results", "", 2, model, "a command")
     assert table.task.tolist() == ["gsm-symbolic"]
     assert json.loads((tmp_path / "results" / "reveal_curve.json").read_text())["settings"]["task"]["n_val"] == 2
@@ -59,7 +59,7 @@ def test_without_a_folder_gsm8k_is_left_out(tmp_path, model, monkeypatch):
 
 def test_another_number_of_problems_in_the_same_folder_is_one_sentence(tmp_path, model, monkeypatch, capsys):
     monkeypatch.setattr(studies, "CURVES", (("gsm-symbolic", "token"),))
-    monkeypatch.setattr(studies, "success_by_share", lambda run, n, progress: pd.DataFrame({"share": [0.0], "tokens": [n]}))
+    monkeypatch.setattr(studies, "success_by_share", lambda run, shares, n, progress: pd.DataFrame({"share": [0.0], "tokens": [n]}))
     argv = ["curve", "--model", model, "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--problems"]
     assert studies.main([*argv, "1"]) == 0
     assert studies.main([*argv, "2"]) == 2

@@ -198,7 +198,7 @@ def test_table_worked_by_hand():
     assert (first["nll"], first["nll_more"], second["nll"], second["nll_more"]) == (1.0, 0.0, 1.25, 0.25)
     assert (second["nll_more_low"], second["nll_more_high"]) == (0.25, 0.25)  # both problems are worse by as much
     words = fp.readable(table)
-    assert words.loc["bfloat16"].tolist() == ["50 (25 %)", "2", "1", "4", "5", "4 (2 to 8)", "2.0 (1.0 to 3.0)", "1.250", "+0.250 (+0.250 to +0.250)"]
+    assert words.loc["bfloat16"].tolist() == ["50 (25 %)", "2", "1", "4", "5", "4 (2 to 8)", "2.0 (1.0 to 3.0)", "1.250", "+0.250"]
     assert len(fp.draw(table).to_dict()["concat"]) == len(fp.PANELS)
 
 
