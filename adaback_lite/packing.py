@@ -72,7 +72,7 @@ def packed_logprobs(model, prefixes: list[Prefix], tokens: torch.Tensor, mask: t
     """
     P, (_, G, S) = max(len(p.ids) for p in prefixes), tokens.shape
     # Gradient checkpointing runs each layer twice, which a cache that is written on the way does not survive.
-    few = G * (S - 1) <= TWO_PASSES_ABOVE * P or P + G * (S - 1) <= LONG_FOR_ITS_WIDTH * model.get_output_embeddings().weight.shape[1]
+    few = G * (S - 1) <= TWO_PASSES_ABOVE * P or LONG_FOR_ITS_WIDTH * model.get_output_embeddings().weight.shape[1] >= P + G * (S - 1)
     one_pass = few or model.is_activation_checkpointing
     hidden = one_pass_hidden if one_pass else two_pass_hidden
     return _logprobs_at(model, hidden(model, prefixes, tokens, pad_id), tokens, mask, temperature)

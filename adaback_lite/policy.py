@@ -103,8 +103,22 @@ def load_tokenizer(settings: PolicySettings):
         raise UserError(why_not_loaded(place, error)) from error
 
 
+def end_of_turn(tokenizer) -> str | None:
+    """The special token with which a chat template ends the assistant's turn, where that is not the end token: so with base models that ship a template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    try:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": "?"}, {"role": "assistant", "content": "Eleven"}], tokenize=False)
+    except Exception:  # a template that does not work is refused, with its reason, where it is needed: check_template
+        return None
+    after = tokenizer.convert_ids_to_tokens(tokenizer(text.rpartition("Eleven")[2], add_special_tokens=False).input_ids[:1])
+    return after[0] if after and after[0] in tokenizer.get_added_vocab() and after[0] != tokenizer.eos_token else None
+
+
 def with_ends(tokenizer, place):
-    """The tokenizer, which has an end token and now also a pad token."""
+    """The tokenizer, whose end token is the one that ends a turn, and which has a pad token."""
+    if turn_end := end_of_turn(tokenizer):
+        tokenizer.eos_token = turn_end
     if tokenizer.eos_token_id is None:
         raise UserError(f"The tokenizer of {place} has no end token, so outputs could never end; set its eos_token and save it, or use another model.")
     if tokenizer.pad_token_id is None:

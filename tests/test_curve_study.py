@@ -36,7 +36,8 @@ def test_the_study_is_written_with_its_provenance_and_a_second_call_only_reads(t
     argv = ["curve", "--model", model, "--problems", "3", "--data", str(GSM8K), "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     assert studies.main(argv) == 0
     table, facts = results.stored("reveal_curve", tmp_path / "results")
-    assert table[["task", "unit", "share"]].values.tolist() == [["gsm8k", "token", share] for share in lc.SHARES] + [["gsm-symbolic", "step", share] for share in lc.SHARES if share]
+    expected = [["gsm8k", "token", share] for share in lc.SHARES] + [["gsm-symbolic", "step", share] for share in lc.SHARES if share]
+    assert table[["task", "unit", "share"]].values.tolist() == expected
     assert set(table.problems) == {3} and set(table.samples) == {8} and (table.lines > 1).all()
     assert (table.right == 0).all() and (table.high > 0.3).all()  # a random model; 0 of 3 says little
     assert facts["tokens"] == table.tokens.sum() > 0 and facts["command"].endswith(" ".join(argv)) and len(facts["commit"]) == 40

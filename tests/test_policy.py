@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import adaback_lite as ab
 from adaback_lite import policy, sft, trainer
@@ -13,11 +13,11 @@ from adaback_lite.build import build_policy, build_task
 from adaback_lite.config import make_config
 from adaback_lite.errors import UserError
 from adaback_lite.packing import one_pass_hidden, packed_logprobs
-from adaback_lite.policy import add_adapter, clone_trained, load_pretrained, load_trained, tiny_model, trained_tensors, updating, with_trained
+from adaback_lite.policy import add_adapter, clone_trained, load_pretrained, load_tokenizer, load_trained, tiny_model, trained_tensors, updating, with_trained
 from adaback_lite.runs import load_run
 from adaback_lite.trainer import new_state, reference_policy, rl_step
 from tests.helpers import PAD, ragged_prefixes, ragged_rollouts, slow_logprobs, small_config, taught, taught_config
-from tests.language import byte_model, byte_tokenizer, saved, stir, wide
+from tests.language import CHATML, byte_model, byte_tokenizer, saved, stir, wide
 from tests.test_sft import is_same, swept
 
 LORA = {"policy.lora_rank": 4, "grpo.lr": 0.02}
@@ -557,3 +557,13 @@ def test_a_layer_that_bitsandbytes_restores_wrongly_on_a_cpu_is_refused(tmp_path
     with pytest.raises(UserError, match=r"has layers of 96 inputs, no multiple of 64, .* set policy\.quantize none"):
         load_pretrained(make_config({**NF4, "policy.name": str(folder)}).policy)
     assert load_pretrained(make_config({**LORA, "policy.name": str(folder)}).policy)
+
+
+def test_the_end_token_is_the_one_that_ends_a_turn(tmp_path):
+    """A base model may ship a chat template whose turns end otherwise than its texts: then outputs would never count as ended."""
+    folder = saved(tmp_path / "m", byte_model(), byte_tokenizer(CHATML, eos_token="<eos>"))
+    assert AutoTokenizer.from_pretrained(folder).eos_token == "<eos>"
+    for tokenizer in (load_tokenizer(make_config({"policy.name": str(folder)}).policy), load_pretrained(make_config({"policy.name": str(folder)}).policy)[1]):
+        assert tokenizer.eos_token == "<|im_end|>" and tokenizer.decode([tokenizer.eos_token_id]) == "<|im_end|>"
+    plain = saved(tmp_path / "p", byte_model(), byte_tokenizer())
+    assert load_tokenizer(make_config({"policy.name": str(plain)}).policy).eos_token == "<eos>"
