@@ -191,16 +191,17 @@ def test_one_pass_and_two_give_the_same_hidden_states_and_gradients(positions):
 
 
 def test_the_cheaper_way_is_taken(monkeypatch):
-    """Long rollouts after a short prefix take two passes, short ones after a long prefix take one."""
-    model, prefixes, taken = small_model(), ragged_prefixes("coupled"), []
+    """Long rollouts after a short prefix take two passes, short ones after a long prefix take one; a model that is wide for the length always takes one."""
+    prefixes, taken = ragged_prefixes("coupled"), []
     for name in ("one_pass_hidden", "two_pass_hidden"):
         original = getattr(packing, name)
         monkeypatch.setattr(packing, name, lambda *args, name=name, original=original: taken.append(name) or original(*args))
     P = max(len(p.ids) for p in prefixes)
-    for S in (2, 3 * P + 3):
-        tokens = torch.full((len(prefixes), 1, S), 3)
-        packing.packed_logprobs(model, prefixes, tokens, torch.ones_like(tokens, dtype=torch.bool), PAD)
-    assert taken == ["one_pass_hidden", "two_pass_hidden"]
+    for width in (16, 64):  # the longer of the two is 4 P + 2 = 66 tokens: more than 3 * 16, less than 3 * 64
+        for S in (2, 3 * P + 3):
+            tokens = torch.full((len(prefixes), 1, S), 3)
+            packing.packed_logprobs(small_model(width=width), prefixes, tokens, torch.ones_like(tokens, dtype=torch.bool), PAD)
+    assert P + 3 * P + 2 == 66 and taken == ["one_pass_hidden", "two_pass_hidden", "one_pass_hidden", "one_pass_hidden"]
 
 
 def chunks_of(monkeypatch, rows):
