@@ -121,6 +121,11 @@ def curve_config(out: str | os.PathLike, task: str, data: str = "", unit: str = 
     return make_config({**base, **few, **(settings or {})}, method="rl", out=out)
 
 
+def curve_shares(task: str, unit: str) -> tuple[float, ...]:
+    """All shares for plain problems cut at tokens; for the variants only from a half on, because four fifths of the tokens are written below."""
+    return SHARES if unit == "token" and task in ("gsm8k", "gsm-symbolic") else tuple(s for s in SHARES if s >= 0.5)
+
+
 def curve_study(root: Path, results: Path, data: str, n: int, model: str, command: str) -> pd.DataFrame:
     """A row for each task, unit of cutting and share: what `success_by_share` says, and how many lines the rationales have."""
     about, runs, tables = started(root, command), [], []
@@ -131,8 +136,7 @@ def curve_study(root: Path, results: Path, data: str, n: int, model: str, comman
         run = train(curve_config(root / f"{task}-{unit}", task, data if task == "gsm8k" else "", unit, groups, {"policy.name": model}), resume=True, progress=False)
         text_task = build_task(run.config, load_tokenizer(run.config.policy))
         lines = sum(len(text_task.step_ends(s)) for s in text_task.val) / len(text_task.val)
-        shares = SHARES if unit == "token" else SHARES[1:]  # with nothing shown both cuts are the same
-        table = success_by_share(run, shares, n=groups, progress=True)
+        table = success_by_share(run, curve_shares(task, unit), n=groups, progress=True)
         runs.append(run)
         tables.append(table.assign(task=task, unit=unit, model=model, lines=lines)[["task", "unit", "model", "lines", *table.columns]])
     table = pd.concat(tables, ignore_index=True)

@@ -36,7 +36,7 @@ def test_the_study_is_written_with_its_provenance_and_a_second_call_only_reads(t
     argv = ["curve", "--model", model, "--problems", "3", "--data", str(GSM8K), "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     assert studies.main(argv) == 0
     table, facts = results.stored("reveal_curve", tmp_path / "results")
-    expected = [["gsm8k", "token", share] for share in lc.SHARES] + [["gsm-symbolic", "step", share] for share in lc.SHARES if share]
+    expected = [["gsm8k", "token", share] for share in lc.SHARES] + [["gsm-symbolic", "step", share] for share in (0.5, 0.75, 0.9, 1.0)]
     assert table[["task", "unit", "share"]].values.tolist() == expected
     assert set(table.problems) == {3} and set(table.samples) == {8} and (table.lines > 1).all()
     assert (table.right == 0).all() and (table.high > 0.3).all()  # a random model; 0 of 3 says little
@@ -44,7 +44,7 @@ def test_the_study_is_written_with_its_provenance_and_a_second_call_only_reads(t
     assert list(lc.by_task(table)) == ["gsm8k", "gsm-symbolic, between lines"]
 
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.jsonl")}
-    assert len(before) == 2 * (1 + len(lc.SHARES)) - 1  # each run's events, and a file for each share; between lines not for a share of 0
+    assert len(before) == 2 + 6 + 4  # each run's events, and a file for each share
     assert studies.main(argv) == 0
     assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.jsonl")} == before
     pd.testing.assert_frame_equal(results.stored("reveal_curve", tmp_path / "results").table, table)
