@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.utils import logging as transformers_logging
 
 from .config import PolicySettings
@@ -88,7 +89,8 @@ def load_pretrained(settings: PolicySettings, source: str | Path | None = None):
     else:
         keep_gradients(model)
         check_rows(model, place)
-    return model.eval(), with_ends(tokenizer, place)
+    check_kind(model.eval(), place)
+    return model, with_ends(tokenizer, place)
 
 
 def load_tokenizer(settings: PolicySettings):
@@ -171,6 +173,19 @@ def check_quantisation(device: str) -> None:
         raise UserError(
             f"bitsandbytes cannot quantise to 4 bits on {device} here ({' '.join(str(error).split())[:160]}); set policy.quantize none, or install a bitsandbytes that supports it."
         ) from error
+
+
+@torch.no_grad()
+def check_kind(model, place) -> None:
+    """Raise UserError for a model that sampling and update here would get wrong: they run its decoder and its head themselves, with full attention."""
+    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=model.config).layers):
+        raise UserError(
+            f"{place} does not attend to all of its context in every layer (a sliding window, say), which this library does not support; set policy.name to another model."
+        )
+    ids = torch.arange(3, 7, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+    plain, own = model.get_output_embeddings()(model.get_decoder()(input_ids=ids).last_hidden_state), model(input_ids=ids).logits
+    if not torch.allclose(plain.float(), own.float(), rtol=1e-2, atol=1e-2 * float(own.float().abs().max())):
+        raise UserError(f"{place} scales or caps its logits after the last layer, which this library does not support; set policy.name to another model.")
 
 
 def keep_gradients(model) -> None:
@@ -301,6 +316,9 @@ def updating(model, settings: PolicySettings, *names):
     with torch.random.fork_rng(devices=gpus):
         torch.manual_seed(derive(*names, "dropout"))
         model.train()
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Dropout) and "lora_dropout" not in name:
+                module.eval()  # the base model's own dropout would make the updated policy another one than the sampled
         try:
             yield
         finally:

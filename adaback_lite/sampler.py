@@ -79,7 +79,8 @@ def merged_copy(policy, wanted: str) -> MergedCopy | None:
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on a device."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What torch's allocator holds without using it is free too.
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     import psutil
 
     return psutil.virtual_memory().available

@@ -78,8 +78,8 @@ def sft_steps(state, config, task, pad_id: int):
                 for part, n in in_batches(state.model, task, samples, pad_id, t.update_tokens):
                     part.backward()
                     loss, tokens = loss + float(part.detach()), tokens + n
-            torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grpo.max_grad_norm)
-            if not math.isfinite(loss):
+            norm = float(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.grpo.max_grad_norm))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise UserError(f"The SFT loss became {loss} at step {s['step'] + 1} with learning rate {lr:g}; take it out of trainer.sft_lrs.")
             state.optimizer.step()
             s["step"] += 1
@@ -99,6 +99,7 @@ def sft_steps(state, config, task, pad_id: int):
         s.update(lr_index=s["lr_index"] + 1, step=0)
         state.best = None
     load_trained(state.model, state.winner)
+    state.start = None
     state.optimizer = new_optimizer(state.model, config.grpo.lr)
     if state.reference is not None:
         load_trained(state.reference, state.winner)

@@ -231,3 +231,10 @@ def test_what_the_real_client_raises_offline_is_caught(tmp_path):
         text=True,
     )
     assert run.stdout.startswith("The Hugging Face Hub cannot be reached for openai/gsm8k") and not run.returncode, run.stderr
+
+
+@pytest.mark.parametrize("answer", [".5", "12,34", "1,0000", ",5"])
+def test_an_answer_that_could_not_be_checked_later_is_refused_at_once(tmp_path, answer):
+    (tmp_path / "train.jsonl").write_text(json.dumps({"question": "How many?", "answer": f"A step.\n#### {answer}"}) + "\n")
+    with pytest.raises(UserError, match="train problem 1: the answer .* is not a number"):
+        load_gsm8k(str(tmp_path))

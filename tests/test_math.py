@@ -23,6 +23,7 @@ from adaback_lite.tasks.math import (
     last_boxed,
     load_deepscaler,
     load_math,
+    load_splits,
     local_files,
 )
 
@@ -206,7 +207,7 @@ def test_math_from_a_file_of_any_kind(tmp_path, name):
 def test_deepscaler_takes_the_answer_that_is_given(tmp_path):
     samples, dropped = load_deepscaler(str(write(tmp_path / "deepscaler.json")))
     assert [(s.id, s.answer, s.source) for s in samples] == [(0, "2", "deepscaler/train/0"), (1, r"\frac12", "deepscaler/train/3"), (2, "8", "deepscaler/train/4")]
-    assert [s.rationale for s in samples] == [ROWS[n]["solution"] for n in (0, 3, 4)]
+    assert [s.rationale for s in samples] == [ROWS[0]["solution"], ROWS[3]["solution"], ROWS[4]["solution"] + "\n\\boxed{8}"]  # where none closes, one is added
     assert dropped == {"no rationale": 1, "no answer": 1}
 
 
@@ -328,3 +329,12 @@ def test_the_real_client_without_a_network_ends_in_the_same_sentence(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120, cwd=ROOT)
     lines = done.stdout.splitlines()
     assert len(lines) == 2 and lines[0].startswith(f"{MATH} could not be fetched") and lines[1].startswith(f"{DEEPSCALER} could not be fetched"), done.stderr
+
+
+def test_a_training_problem_that_is_tested_too_is_left_out(tmp_path):
+    rows = [{"problem": f"What is {n} and {n}?", "solution": rf"So \boxed{{{2 * n}}}"} for n in range(60)]
+    write(tmp_path / "d" / "train.jsonl", rows)
+    write(tmp_path / "d" / "test.jsonl", rows[:5])
+    splits, dropped = load_splits("math", str(tmp_path / "d"))
+    assert len(splits["test"]) == 5 and dropped["in the test set too"] == 5 and len(splits["train"]) + len(splits["val"]) == 55
+    assert not {s.prompt for s in splits["test"]} & {s.prompt for s in splits["train"] + splits["val"]}

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GraniteConfig, GraniteForCausalLM, MistralConfig, MistralForCausalLM
 
 import adaback_lite as ab
 from adaback_lite import policy, sft, trainer
@@ -21,6 +21,7 @@ from tests.language import CHATML, byte_model, byte_tokenizer, saved, stir, wide
 from tests.test_sft import is_same, swept
 
 LORA = {"policy.lora_rank": 4, "grpo.lr": 0.02}
+SIZES = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
 NF4 = {**LORA, "policy.quantize": "nf4"}
 IDS = torch.tensor([[1, 3, 4, 4, 3, 5, 3, 4]])
 
@@ -434,6 +435,7 @@ def test_the_comparison_finds_bitsandbytes_shortcut_without_backward(monkeypatch
     there = Linear4bit(64, 64).support_avx512bf16_for_cpu
     assert not any(m.support_avx512bf16_for_cpu for m in nf4_pair()[0].modules() if isinstance(m, Linear4bit))
     monkeypatch.setattr(policy, "keep_gradients", lambda model: None)
+    monkeypatch.setattr(policy, "check_kind", lambda model, place: None)  # its forward pass would repack the weights before they are compared
     packed, dense = nf4_pair()
     assert all(m.support_avx512bf16_for_cpu == there for m in packed.modules() if isinstance(m, Linear4bit))
     if there:
@@ -567,3 +569,16 @@ def test_the_end_token_is_the_one_that_ends_a_turn(tmp_path):
         assert tokenizer.eos_token == "<|im_end|>" and tokenizer.decode([tokenizer.eos_token_id]) == "<|im_end|>"
     plain = saved(tmp_path / "p", byte_model(), byte_tokenizer())
     assert load_tokenizer(make_config({"policy.name": str(plain)}).policy).eos_token == "<eos>"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: GraniteForCausalLM(GraniteConfig(logits_scaling=8.0, **SIZES)), "scales or caps its logits"),
+        (lambda: MistralForCausalLM(MistralConfig(sliding_window=16, **SIZES)), "a sliding window"),
+    ],
+)
+def test_models_that_would_be_sampled_wrongly_are_refused(tmp_path, make, words):
+    folder = saved(tmp_path / "m", make(), byte_tokenizer())
+    with pytest.raises(UserError, match=f"{words}.*which this library does not support; set policy.name to another model"):
+        load_pretrained(make_config({"policy.name": str(folder)}).policy)

@@ -188,7 +188,7 @@ def test_a_boxed_answer_is_hidden_from_its_box_on():
     hidden = "\\boxed{\\frac{1}{2}}$, since it is half."
     assert BOX.rationale.endswith(hidden) and task.answer_tokens(BOX) == len(hidden)
     twice = replace(BOX, rationale="First \\boxed{1}.\nNo: \\boxed{2}.")
-    assert task_of(samples=[twice], name="math", boxed=True).answer_tokens(twice) == len("\\boxed{2}.")
+    assert task_of(samples=[twice], name="math", boxed=True).answer_tokens(twice) == len("\\boxed{1}.\nNo: \\boxed{2}.")  # from the first on
     unboxed = replace(BOX, rationale="So x is a half", answer="1/2")  # DeepScaleR has some: the last character at least
     assert task_of(samples=[unboxed], name="deepscaler", boxed=True).answer_tokens(unboxed) == 1
 

@@ -92,13 +92,15 @@ def _from_hub() -> dict[str, Iterable[dict[str, str]]]:
 
 
 def _samples(rows: Iterable[dict[str, str]], name: str, where: str) -> Iterable[Sample]:
+    from ..answers import parse_number  # here, because answers needs this package first
+
     for i, row in enumerate(rows):
         rationale = row["answer"].strip()
         steps, mark, answer = rationale.rpartition("#### ")
         here = f"{where or 'openai/gsm8k'}, {name} problem {i + 1}"
         if not mark or (steps and not steps.endswith("\n")) or "\n" in answer:
             raise UserError(f'{here}: the solution does not end with a line "#### answer"; add that line or remove the problem.')
-        if not NUMBER.fullmatch(answer):
+        if not NUMBER.fullmatch(answer) or parse_number(answer) is None:
             raise UserError(f"{here}: the answer {answer!r} is not a number; write digits only after '#### ' or remove the problem.")
         if not steps.strip():
             raise UserError(f'{here}: the solution has no steps before "#### {answer}"; write them or remove the problem.')

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..errors import UserError
 from . import Sample
 from .files import read_problems
-from .gsm8k import split_of
+from .gsm8k import normalised, split_of
 
 # Revisions are commits of the data sets' own repositories, so that a run of next year sees the same problems.
 MATH = "EleutherAI/hendrycks_math"
@@ -69,7 +69,14 @@ def load_deepscaler(where: str) -> tuple[list[Sample], Counter]:
         rows = _from_hub(DEEPSCALER, None, "train", DEEPSCALER_REVISION)
     else:
         rows = _from_files(where, "train", ("problem", "answer", "solution"), ("answer", "solution"), DEEPSCALER)
-    return _samples(((row["problem"], row["solution"], row["answer"]) for row in rows), "deepscaler/train")
+    return _samples(((row["problem"], boxed_at_the_end(row["solution"], row["answer"]), row["answer"]) for row in rows), "deepscaler/train")
+
+
+def boxed_at_the_end(solution: str | None, answer: str | None) -> str | None:
+    r"""The solution, with a last line \boxed{answer} where it boxes nothing: what is asked for, and what is looked for, is a box."""
+    if not solution or not solution.strip() or not answer or last_boxed(solution) is not None:
+        return solution
+    return f"{solution.rstrip()}\n\\boxed{{{answer.strip()}}}"
 
 
 def load_splits(name: str, where: str = "") -> tuple[dict[str, list[Sample]], Counter]:
@@ -79,14 +86,17 @@ def load_splits(name: str, where: str = "") -> tuple[dict[str, list[Sample]], Co
     """
     if name == "math":
         train, dropped = load_math(where or MATH, "train")
-        has_test = not where or Path(where).is_dir()
+        has_test = where in ("", MATH) or Path(where).is_dir()
         test, more = load_math(where or MATH, "test") if has_test else ([], Counter())
         dropped += more
     else:
         (train, dropped), test = load_deepscaler(where or DEEPSCALER), []
-    splits = {"train": [], "val": [], "test": list(test)}
+    splits, tested = {"train": [], "val": [], "test": list(test)}, {normalised(s.prompt) for s in test}
     for s in train:
-        splits[split_of(s.prompt, cut_test=not test)].append(s)
+        if normalised(s.prompt) in tested:
+            dropped["in the test set too"] += 1
+        else:
+            splits[split_of(s.prompt, cut_test=not test)].append(s)
     return {split: [replace(s, id=i) for i, s in enumerate(samples)] for split, samples in splits.items()}, dropped
 
 

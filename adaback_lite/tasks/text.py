@@ -115,7 +115,8 @@ class TextTask:
     def answer_tokens(self, sample: Sample) -> int:
         """Tokens at the end of the rationale, from the last answer on: they are never shown."""
         text, ids = self.text(sample), self.rationale_ids(sample)
-        start = text.rindex("\\boxed") if self.boxed and "\\boxed" in text else text.rindex("#### ") + 5 if "#### " in text else len(text) - 1
+        # A solution may box its answer more than once: the first box counts, or a prefix would hold the answer already.
+        start = text.index("\\boxed") if self.boxed and "\\boxed" in text else text.rindex("#### ") + 5 if "#### " in text else len(text) - 1
         tail = 1
         while tail < len(ids) and len(self.tokenizer.decode(ids[: len(ids) - tail])) > start:
             tail += 1
