@@ -67,7 +67,7 @@ def source_and_variant(name: str) -> tuple[str, str]:
 
 
 def load_problems(source: str, data: str, dropped: Counter):
-    """split -> all its samples; for gsm-symbolic, which is endless, (split, n) -> n samples. Adds to `dropped`."""
+    """split -> all its samples, or None for gsm-symbolic, which is endless and made as needed. Adds to `dropped`."""
     if source == "gsm8k":
         from .tasks.gsm8k import load_gsm8k
 

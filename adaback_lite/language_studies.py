@@ -187,7 +187,7 @@ def gpu_study(root: Path, results: Path, data: str, hours: float, command: str) 
         if time.time() > ends and not (Path(config.out) / "summary.json").is_file():
             break
         runs.append(train(config, resume=True))
-    table = pd.DataFrame([{**({"steps": 0} if r.config.method == "sft" else {}), **result_row(r)} for r in runs])
+    table = pd.DataFrame([result_row(r) for r in runs])
     return write("gsm_gpu", table, runs, about, {"device": torch.cuda.get_device_name()}, results)
 
 
@@ -196,7 +196,7 @@ def result_row(run: Run) -> dict:
     if run.config.method != "sft":
         return gradient_row(run)
     c, s = run.config, run.summary
-    return {"method": "sft", "task": c.task.name, "model": c.policy.name, "quantize": c.policy.quantize, "seed": c.seed} | {
+    return {"method": "sft", "task": c.task.name, "model": c.policy.name, "quantize": c.policy.quantize, "seed": c.seed, "steps": 0} | {
         k: s[k] for k in ("trained_tokens", "test_right", "test_n", "test_accuracy", "wall_seconds")
     }
 
