@@ -259,10 +259,15 @@ def intervals(run, ids: list[int] | None = None, title: str | None = None) -> al
         run: one run, whose curriculum has intervals (others show their draws only).
         ids: samples to draw, at most 6; by default four, from the one that needed least revealed to the one that needed most.
 
-    A group whose mean reward reached the run's curriculum.tau counts as solved (0.5 where the folder holds no config.yaml).
+    A group whose mean reward reached the curriculum.tau of its step counts as solved (0.5 where the folder holds no config.yaml).
     """
     label, events, folder = _one(run, "intervals")
     tau = folder.config.curriculum.tau if (folder.folder / "config.yaml").is_file() else 0.5
+    changes = [(e["step"], e["value"]) for e in _of(events, "change") if e["name"] == "curriculum.tau"]
+
+    def solved(visit: dict) -> bool:
+        return visit["reward"] >= next((value for step, value in reversed(changes) if step < visit["step"]), tau)
+
     visits = _visits(_of(events, "step"))
     ids = _four(visits) if ids is None else list(ids)
     unknown = [i for i in ids if i not in visits]
@@ -272,7 +277,7 @@ def intervals(run, ids: list[int] | None = None, title: str | None = None) -> al
     for i in ids:
         kept = _thinned(visits[i], 300)
         name = f"sample {i}"
-        points += [{"sample": name, "x": v["step"], "rho": v["rho"], "result": "solved" if v["reward"] >= tau else "not solved", "reward": v["reward"]} for v in kept]
+        points += [{"sample": name, "x": v["step"], "rho": v["rho"], "result": "solved" if solved(v) else "not solved", "reward": v["reward"]} for v in kept]
         after = {v["step"]: v for v in kept if v["high"] is not None}  # the last visit of a step has the interval after it
         band = [{"sample": name, "x": v["step"], "low": v["low"] or 0.0, "high": v["high"]} for v in after.values()]
         bands += band + [row | {"x": end} for row in band[-1:] if row["x"] < end]

@@ -134,6 +134,7 @@ class TrainerSettings(Settings):
     eval_every: int = Field(25, ge=1, le=1_000_000, description="steps between held-out evaluations")
     checkpoint_every: int = Field(100, ge=1, le=1_000_000, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, le=1000, description="checkpoints kept, newest first")
+    keep_outputs: int = Field(1, ge=0, le=1_000_000, description="every so many steps the outputs are kept in the run's outputs.jsonl, for people to look at; 0 keeps none")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0 leaves torch's own choice. Results are bit-identical only for equal numbers of threads")
     rollout_rows: int = Field(512, ge=1, le=1_000_000, description="sequences sampled at once; changes memory and speed only")
     update_tokens: int = Field(4096, ge=1, le=100_000_000, description="padded tokens of one forward and backward pass; changes memory and speed only")
@@ -177,6 +178,9 @@ class Config(Settings):
         last = self.method.removeprefix("sft").removeprefix("+")
         return {"": None, "rl": "none"}.get(last, last)
 
+
+# The settings that may change while a run trains (control.py), and stand first in the widgets. Every change is an event of the run.
+LIVE: tuple[str, ...] = ("curriculum.alpha", "curriculum.tau", "curriculum.zero_prob", "grpo.lr")
 
 # Settings to start from for a language model; options given beside a preset win. For parity the defaults above are the preset.
 _LANGUAGE_MODEL = {

@@ -49,7 +49,7 @@ def restore(state, writer: RunWriter, config: Config) -> None:
     load_optimizer_tensors(state.optimizer, tensors["optimizer"])
     if state.reference is not None and state.winner:
         load_trained(state.reference, state.winner)
-    writer.cut_log(saved["log_size"])
+    writer.cut_log(saved["log_size"], saved.get("outputs_size", 0))
     writer.emit("resume", stage=state.stage, step=state.step)
 
 
@@ -72,8 +72,11 @@ def load_optimizer_tensors(optimizer, tensors: dict[str, torch.Tensor]) -> None:
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-# What sets only how long a run is, or how much memory it takes. The latter may be the way out of a full GPU; it changes the last bits.
-MAY_DIFFER = ("trainer.max_steps", "trainer.target_accuracy", "trainer.rollout_rows", "trainer.update_tokens", "policy.sampling", "policy.checkpointing", "out")
+# What sets only how long a run is, what is kept for people, or how much memory it takes. The last may be the way out of a full GPU; it changes the last bits.
+MAY_DIFFER = (
+    "trainer.max_steps", "trainer.target_accuracy", "trainer.keep_outputs",
+    "trainer.rollout_rows", "trainer.update_tokens", "policy.sampling", "policy.checkpointing", "out",
+)  # fmt: skip
 
 
 def resumed_config(asked: Config, saved: Config) -> Config:

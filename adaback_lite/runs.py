@@ -2,6 +2,7 @@
 
     config.yaml        every setting; training from it again gives the same run
     events.jsonl       one JSON object a line, in order; charts, tables and diagnoses read nothing else
+    outputs.jsonl      what the policy wrote, for people to look at (outputs.py)
     checkpoints/       step-2-rl-00000100/ and so on: *.safetensors and state.json, nothing pickled
     summary.json       written when the run ends
 
@@ -15,6 +16,7 @@ Events ("event" names the kind; "wall", seconds of training so far, is the only 
     sft_end     lr that won, trained_tokens, and test_accuracy with its interval before any RL
     eval        stage, step, rollouts, n, right, accuracy: held-out inputs, nothing revealed
     diagnosis   kind, text, advice, step
+    change      a setting was changed by hand: step (those done when it acted), name, value, before
     checkpoint, resume, end
 """
 
@@ -33,6 +35,8 @@ import torch
 
 from .config import Config, dump_config, load_config
 from .errors import UserError
+from .outputs import FILE as OUTPUTS
+from .outputs import Visit, find_visit
 
 CHECKPOINT_VERSION = 1
 
@@ -62,6 +66,10 @@ class Run:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             raise UserError(f"{path} is damaged; delete it and run 'adaback train --resume --out {self.folder}', which writes it anew.") from None
+
+    def outputs(self, sample_id: int, step: int | None = None) -> Visit:
+        """What was written for a sample at its last visit (up to `step`). Raises UserError when nothing is kept of it."""
+        return find_visit(self.folder, sample_id, step)
 
     def checkpoints(self) -> list[Path]:
         """Checkpoint folders, newest first."""
@@ -104,6 +112,18 @@ def seed_folders(folder: str | os.PathLike) -> list[Path]:
     return [] if (Path(folder) / "config.yaml").is_file() else sorted(path.parent for path in Path(folder).glob("seed-*/config.yaml"))
 
 
+def being_written(folder: str | os.PathLike) -> bool:
+    """Whether a process (this one too) is writing the run in a folder."""
+    try:
+        with open(Path(folder) / "lock", "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def read_events(path: str | os.PathLike) -> list[dict]:
     """All events of a log. A torn last line (a kill in mid-write) is dropped with a warning; any other bad line is refused."""
     path = Path(path)
@@ -132,6 +152,7 @@ class RunWriter(Run):
         self._config = config
         self._log = None
         self._lock = None
+        self._outputs = None
         self.listeners = []
 
     def open(self, resume: bool) -> None:
@@ -159,14 +180,18 @@ class RunWriter(Run):
                 shutil.rmtree(left_over)
             (folder / "summary.json").unlink(missing_ok=True)
             self._log = open(folder / "events.jsonl", "ab", buffering=0)  # noqa: SIM115  (what is written is written; close has nothing left to fail on)
+            if self._config.trainer.keep_outputs:
+                self._outputs = open(folder / OUTPUTS, "ab", buffering=0)  # noqa: SIM115
 
     def close(self) -> None:
-        for handle in (self._log, self._lock):
+        for handle in (self._log, self._outputs, self._lock):
             if handle is not None:
                 handle.close()
 
-    def cut_log(self, size: int) -> None:
-        """Forget the events after a checkpoint, for they will happen again. Raises UserError when the log is shorter than that."""
+    def cut_log(self, size: int, outputs_size: int = 0) -> None:
+        """Forget what came after a checkpoint, for it will happen again. Raises UserError when the log is shorter than that; outputs.jsonl may be missing."""
+        if self._outputs is not None and self._outputs.seek(0, os.SEEK_END) > outputs_size:
+            self._outputs.truncate(outputs_size)
         if self._log.seek(0, os.SEEK_END) < size:
             raise UserError(f"{self.folder / 'events.jsonl'} is shorter than its checkpoint says; it was changed by hand, so train again into another folder.")
         self._log.truncate(size)
@@ -175,15 +200,25 @@ class RunWriter(Run):
     def emit(self, event: str, **values) -> None:
         """Append one event."""
         record = {"event": event, **values}
-        with _disk(self.folder):
-            line = json.dumps(record).encode() + b"\n"
-            if self._log.write(line) < len(line):
-                raise OSError(errno.ENOSPC, "only part of a line could be written")
+        self._append(self._log, record)
         for listener in self.listeners:
             listener(record)
 
+    def keep_outputs(self, record: dict) -> None:
+        """Append one step's outputs (outputs.as_record)."""
+        self._append(self._outputs, record)
+
+    def _append(self, file, record: dict) -> None:
+        with _disk(self.folder):
+            line = json.dumps(record).encode() + b"\n"
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, "only part of a line could be written")
+
     def log_size(self) -> int:
         return self._log.seek(0, os.SEEK_END)
+
+    def outputs_size(self) -> int:
+        return 0 if self._outputs is None else self._outputs.seek(0, os.SEEK_END)
 
     def save_checkpoint(self, name: str, tensors: dict[str, dict[str, torch.Tensor]], state: dict, adapter=None) -> None:
         """Write a checkpoint beside the others, whole or not at all, then drop those too old to keep.
@@ -201,7 +236,7 @@ class RunWriter(Run):
                 _write(temporary / f"{part}.safetensors", data)
             if adapter is not None:
                 adapter.save_pretrained(temporary)
-            record = {"version": CHECKPOINT_VERSION, "log_size": self.log_size(), "sha256": digests, **state}
+            record = {"version": CHECKPOINT_VERSION, "log_size": self.log_size(), "outputs_size": self.outputs_size(), "sha256": digests, **state}
             _write(temporary / "state.json", json.dumps(record).encode())
             if final.exists():  # moved, not deleted file by file: a kill must not leave half of it under a checkpoint's name
                 final.rename(root / f"writing-old-{name}")

@@ -19,12 +19,14 @@ from tqdm import tqdm
 
 from . import sft
 from .build import build_policy, build_task, new_optimizer
-from .config import Config, make_config, override
+from .config import Config, flat, make_config, override
+from .control import Control
 from .curricula import make_curriculum
 from .diagnose import diagnose
 from .errors import UserError
 from .evaluate import Judged, evaluate, judge, make_prefix, shown_at, wilson
 from .grpo import advantages, has_gradient, kl_loss, policy_loss, token_weights
+from .outputs import as_record
 from .packing import microbatches, packed_logprobs
 from .policy import clone_trained, has_adapter, updating, with_trained
 from .resume import Interrupts, finished, restore, resumed_config, save_state
@@ -58,10 +60,10 @@ class State:
         return self.merged.refresh() if self.merged else self.model
 
 
-def rl_step(state: State, config: Config, task, tokenizer) -> dict:
+def rl_step(state: State, config: Config, task, tokenizer, on_outputs=None) -> dict:
     """One RL step. Changes the model, the optimizer and the curriculum in `state`; returns the values of its event.
 
-    B samples a step, G rollouts each, S tokens at most.
+    B samples a step, G rollouts each, S tokens at most. `on_outputs` is given what was written (outputs.as_record).
     """
     g, t, step = config.grpo, config.trainer, state.step
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
@@ -98,6 +100,8 @@ def rl_step(state: State, config: Config, task, tokenizer) -> dict:
     state.curriculum.update(ids, rho, group_reward)
 
     state.step += 1
+    if on_outputs:
+        on_outputs(as_record(state.step, ids, samples, shown, rewards.tolist(), judged, task, tokenizer))
     state.rollouts += rewards.numel()
     state.generated_tokens += int(rollouts.mask.sum())
     low, high = getattr(state.curriculum, "rho_min", None), getattr(state.curriculum, "rho_max", getattr(state.curriculum, "frontier", None))
@@ -187,7 +191,7 @@ def checked_rho(rho, n: int) -> np.ndarray:
     return rho
 
 
-def train(config: Config | dict | None = None, *, curriculum=None, resume: bool = False, progress: bool = True, on_event=None, **settings) -> Run:
+def train(config: Config | dict | None = None, *, curriculum=None, resume: bool = False, progress: bool = True, on_event=None, control: Control | None = None, **settings) -> Run:
     """Train, evaluate and write a run's folder. Returns the finished Run.
 
     Args:
@@ -195,6 +199,7 @@ def train(config: Config | dict | None = None, *, curriculum=None, resume: bool 
         curriculum: an instance with `reveal` and `update`, in place of the method's own. It can resume if it has `state_dict`.
         resume: go on with the run in `config.out`. Only trainer.max_steps and trainer.target_accuracy may differ from what is there.
         on_event: called with each event as it is written.
+        control: to pause, stop or change the run from another thread.
 
     On Ctrl-C (or SIGTERM) the step is finished, a checkpoint written, and KeyboardInterrupt raised.
     Raises UserError for anything the user can mend.
@@ -220,7 +225,12 @@ def train(config: Config | dict | None = None, *, curriculum=None, resume: bool 
         else:
             writer.cut_log(0)  # killed before the first checkpoint: the same run, from its start
             writer.emit("start", method=config.method, seed=config.seed, samples=len(task.train), **sizes(model), **about(task, state), machine=machine())
-        _run(state, config, task, tokenizer, writer, progress)
+        for event in writer.events:
+            if event["event"] == "change":  # made before the checkpoint
+                config = changed(state, config, event["name"], event["value"])
+        control = control or Control()
+        control.begin(config, state.curriculum)
+        _run(state, config, task, tokenizer, writer, progress, control)
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -235,7 +245,7 @@ def train(config: Config | dict | None = None, *, curriculum=None, resume: bool 
     return Run(config.out)
 
 
-def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progress: bool) -> None:
+def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progress: bool, control: Control) -> None:
     """The stages of a run, one after the other, from wherever `state` is."""
     t, started = config.trainer, time.perf_counter() - state.wall
 
@@ -265,14 +275,27 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
         shares = {f"test_{kind}": judged.share(kind) for kind in ("unparseable", "timeout")}
         return {"test_accuracy": right / n, "test_accuracy_ci95": wilson(right, n), "test_right": right, "test_n": n, **shares}
 
+    def obey(interrupts) -> None:
+        """Wait while the run is paused, and stop it where that is asked for, each with a checkpoint of this step."""
+        nonlocal started
+        if control.paused:
+            if saved != (state.stage, state.step) or state.stage == "sft":
+                save()
+            since = time.perf_counter()
+            while control.paused and not interrupts.asked:
+                control.wait(0.2)
+            started += time.perf_counter() - since
+        if interrupts.asked or control.stopping(state.step if state.stage == "rl" else -1):
+            if saved != (state.stage, state.step) or state.stage == "sft":
+                save()
+            raise KeyboardInterrupt
+
     with Interrupts() as interrupts:
         if state.stage == "sft":
             for event in sft.sft_steps(state, config, task, tokenizer.pad_token_id):
                 if event:
                     writer.emit("sft", **event, wall=wall())
-                if interrupts.asked:
-                    save()
-                    raise KeyboardInterrupt
+                obey(interrupts)
                 if state.sft["step"] and state.sft["step"] % t.checkpoint_every == 0:
                     save()
             state.stage = "rl" if config.curriculum_name else "done"
@@ -290,7 +313,14 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
             often = 0.5 if os.isatty(2) else 20  # seconds; in a notebook or a log file every line stays
             bar = tqdm(total=t.max_steps, initial=state.step, disable=not progress, unit="step", desc=Path(config.out).name, mininterval=often, leave=os.isatty(2))
             while state.step < t.max_steps and not (t.target_accuracy and accuracy >= t.target_accuracy):
-                event = rl_step(state, config, task, tokenizer)
+                obey(interrupts)
+                if due := control.due(state.step, config):
+                    for name, value in due.items():
+                        writer.emit("change", step=state.step, name=name, value=value, before=flat(config)[name])
+                        config = changed(state, config, name, value)
+                    save()  # a kill from here on loses no change
+                kept = t.keep_outputs and (state.step + 1) % t.keep_outputs == 0
+                event = rl_step(state, config, task, tokenizer, writer.keep_outputs if kept else None)
                 writer.emit("step", **event, wall=wall())
                 seen.append(in_short(event))
                 for d in diagnose(seen):
@@ -301,9 +331,6 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
                     accuracy = look("rl")
                 bar.set_postfix_str(f"reward {event['mean_reward']:.2f}, rho {event['mean_rho']:.2f}, held out {accuracy:.2f}", refresh=False)
                 bar.update()
-                if interrupts.asked:
-                    save()
-                    raise KeyboardInterrupt
                 if state.step % t.checkpoint_every == 0:
                     save()
             bar.close()
@@ -328,6 +355,18 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
     }
     writer.emit("end", **{k: v for k, v in summary.items() if k not in ("wall_seconds", "machine")}, wall=wall())
     writer.write_summary(summary)
+
+
+def changed(state: State, config: Config, name: str, value) -> Config:
+    """Make one of the changes that `config.LIVE` allows, in `state`; returns the settings from now on."""
+    config = override(config, {name: value})
+    group, _, leaf = name.partition(".")
+    if group == "curriculum":
+        setattr(state.curriculum, leaf, flat(config)[name])
+    else:  # grpo.lr
+        for part in state.optimizer.param_groups:
+            part["lr"] = config.grpo.lr
+    return config
 
 
 def last_accuracy(events: list[dict]) -> float | None:
