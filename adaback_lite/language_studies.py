@@ -25,6 +25,7 @@ from .config import Config, make_config, preset
 from .errors import UserError
 from .evaluate import wilson
 from .policy import load_tokenizer
+from .results import store
 from .reveal import SHARES, success_by_share
 from .runs import Run, load_run, read_events
 from .studies import RESULTS, cpu_name, started
@@ -206,10 +207,8 @@ def result_row(run: Run) -> dict:
 
 def write(name: str, table: pd.DataFrame, runs: list[Run], about: dict, facts: dict, folder: Path) -> pd.DataFrame:
     """NAME.csv and NAME.json beside the other results."""
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / f"{name}.csv", index=False, float_format="%.5g")
     shared = {"machine": runs[0].summary["machine"], "cpu": cpu_name(), "seeds": sorted({r.config.seed for r in runs}), "settings": runs[0].config.model_dump(mode="json")}
-    (folder / f"{name}.json").write_text(json.dumps({**about, **shared, **facts}, indent=1) + "\n")
+    store(name, table, {**about, **shared, **facts}, folder)
     return table
 
 

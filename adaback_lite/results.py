@@ -2,6 +2,7 @@
 
     table, facts = stored("gsm_cpu")     data/results/gsm_cpu.csv and .json
     print(provenance("gsm_cpu"))         date, commit, machine and command, in one line
+    store("mine", table, facts)          a study writes them
 
 The results belong to the repository, not to the installed package: they are looked for beside the package, then upwards from
 the folder in which Python was started.
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from .errors import UserError
+from .runs import write_atomically
 
 BESIDE = Path(__file__).resolve().parent.parent / "data" / "results"
 
@@ -55,6 +57,15 @@ def facts_of(name: str, folder: str | os.PathLike = "") -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError):
         raise UserError(f"{path} cannot be read as JSON; restore it from the repository.") from None
+
+
+def store(name: str, table: pd.DataFrame, facts: dict, folder: str | os.PathLike = "") -> Path:
+    """Write NAME.csv and NAME.json, so that `stored` reads them back; numbers with five digits. Returns the table's path."""
+    folder = Path(folder) if folder else results_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / f"{name}.csv", index=False, float_format="%.5g")
+    write_atomically(folder / f"{name}.json", json.dumps(facts, indent=2) + "\n")
+    return folder / f"{name}.csv"
 
 
 def provenance(name: str, folder: str | os.PathLike = "") -> str:

@@ -22,6 +22,7 @@ import pandas as pd
 from .config import Config, make_config, override
 from .parallel import train_many
 from .report import shown_accuracy
+from .results import store
 from .runs import Run, write_atomically
 from .trainer import train
 
@@ -87,11 +88,9 @@ def started(root: Path, command: str) -> dict:
 def write(name: str, runs: list[Run], about: dict, folder: Path) -> pd.DataFrame:
     """Write NAME.csv and NAME.json; returns the table."""
     table = pd.DataFrame([row for run in runs for row in rows_of(run)])
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / f"{name}.csv", index=False, float_format="%.5g")
     first = {"machine": runs[0].summary["machine"], "settings_of_the_first_run": runs[0].config.model_dump(mode="json")}
     facts = {**about, "cpu": cpu_name(), "seeds": sorted(table.seed.unique().tolist()), **first}
-    (folder / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
+    store(name, table, facts, folder)
     return table
 
 

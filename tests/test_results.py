@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from adaback_lite import results
@@ -92,3 +93,13 @@ def test_damage_is_one_sentence(folder, file, text, words):
     (folder / file).write_text(text)
     with pytest.raises(UserError, match=words):
         results.stored("toy", folder)
+
+
+def test_what_is_stored_is_read_back(tmp_path):
+    table = pd.DataFrame({"seed": [0, 1], "accuracy": [0.123456789, 1.0]})
+    path = results.store("mine", table, {"date": "2026-11-24", "command": "make it"}, tmp_path / "new")
+    assert path == tmp_path / "new" / "mine.csv"
+    read, facts = results.stored("mine", tmp_path / "new")
+    assert read.accuracy.tolist() == [0.12346, 1.0] and read.seed.tolist() == [0, 1]
+    assert facts == {"date": "2026-11-24", "command": "make it"}
+    assert results.provenance("mine", tmp_path / "new") == "mine: measured on 2026-11-24 by: make it"
