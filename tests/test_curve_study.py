@@ -44,7 +44,7 @@ def test_the_study_is_written_with_its_provenance_and_a_second_call_only_reads(t
     assert list(lc.by_task(table)) == ["gsm8k", "gsm-symbolic, between lines"]
 
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.jsonl")}
-    assert len(before) == 2 + 6 + 4  # each run's events, and a file for each share
+    assert len(before) == 2 + 2 + 6 + 4  # each run's events and outputs, and a file for each share
     assert studies.main(argv) == 0
     assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.jsonl")} == before
     pd.testing.assert_frame_equal(results.stored("reveal_curve", tmp_path / "results").table, table)
