@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 NOTEBOOK := 01_chain_of_parities.ipynb
+# JupyterLab asks nothing of the network, and says its address and what goes wrong
+LAB := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.extension_manager=readonly --log-level=WARN
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 12
@@ -23,7 +25,7 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module: install it (on Debian and Ubuntu: apt install python3-venv), then run make again." >&2; exit 2; }
 	@"$(BIN)/python" -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "Making $(VENV) ..."; "$(PYTHON)" -m venv --clear "$(VENV)"; }
 	@echo "Installing into $(VENV): 2 GB on disk (with torch's CPU build), some minutes the first time ..."
-	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
+	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -e '.[test,dask]' -c constraints.txt
 	@touch $@; echo "$(VENV) is ready: source $(BIN)/activate, or call $(BIN)/adaback."
 
 demo: env  ## run notebook 01 in full and leave it, and an HTML of it, under runs/demo (minutes)
@@ -31,14 +33,15 @@ demo: env  ## run notebook 01 in full and leave it, and an HTML of it, under run
 	$(BIN)/python -m papermill notebooks/$(NOTEBOOK) $(DEMO)/$(NOTEBOOK) -p profile full -p out $(DEMO)/runs
 	@$(BIN)/python -m adaback_lite.report $(DEMO)/$(NOTEBOOK) $(DEMO)/$(NOTEBOOK:.ipynb=.html) $(DEMO)/runs
 
-test: env  ## run every test, the slow ones too
+test: env  ## run every test, the slow ones too (those in a browser where there is one)
+	@$(BIN)/python -m tests.browser.chromium
 	$(BIN)/python -m pytest -q -m "slow or not slow"
 
 lab: env  ## open JupyterLab on the notebooks
-	$(BIN)/python -m jupyterlab --notebook-dir=notebooks
+	$(BIN)/python -m jupyterlab --notebook-dir=notebooks $(LAB)
 
 bench: env  ## measure a training step against TRL (installs the trl extra)
-	@$(BIN)/python -c 'import trl' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,trl]' -c constraints.txt
+	@$(BIN)/python -c 'import trl' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dask,trl]' -c constraints.txt
 	$(BIN)/python -m tests.benchmarks.step
 
 clean:  ## remove .venv, runs/demo and what tools left behind; other runs stay

@@ -20,7 +20,8 @@ import adaback_lite
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DEFAULT = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+EXTRAS = ("test", "dask")  # what `make env` installs besides the dependencies
+DEFAULT = PROJECT["dependencies"] + [r for extra in EXTRAS for r in PROJECT["optional-dependencies"][extra]]
 EVERYTHING = DEFAULT + [r for extra in PROJECT["optional-dependencies"].values() for r in extra]
 
 
@@ -59,6 +60,12 @@ def test_environment_yml_agrees():
     assert "pip" in conda and "--constraint constraints.txt" in through_pip and "--editable ." in through_pip
     names = {canonicalize_name(Requirement(line).name) for line in DEFAULT}
     assert pins(through_pip) == {name: CONSTRAINTS[name] for name in names}
+
+
+def test_make_env_installs_the_extras_that_the_tests_need():
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"-e '.[{','.join(EXTRAS)}]' -c constraints.txt" in makefile
+    assert "hypothesis" in "".join(PROJECT["dependencies"])  # the course uses it, not only the tests
 
 
 def closure(lines) -> set[str]:
