@@ -1,4 +1,4 @@
-"""`adaback train, eval, compare, show, base, models`: the library from a shell.
+"""`adaback train, eval, compare, show, replay, sweep, base, models`: the library from a shell.
 
 Here are the commands; options.py makes the options of `adaback train` from config.py's settings, tables.py prints. What needs
 torch is imported inside the commands, so that help and a misspelt option answer at once.
@@ -112,6 +112,40 @@ def make_parsers() -> tuple[Parser, dict[str, Parser]]:
     show = commands.add_parser("show", help="where runs stand, finished or not", description="What is known of runs: finished, running or stopped.", allow_abbrev=False)
     show.add_argument("folders", metavar="FOLDER", nargs="+", help="folders of runs")
     show.set_defaults(run=run_show)
+
+    replay = commands.add_parser(
+        "replay",
+        help="train a run again that was steered by hand, and compare",
+        description="Train a run again from its folder alone, with every change that was made by hand at its step, and say where the two differ, event for event.",
+        epilog="Example: adaback replay runs/live --out runs/again",
+        allow_abbrev=False,
+    )
+    replay.add_argument("folder", metavar="FOLDER", help="folder of the run, finished or not")
+    replay.add_argument("--out", required=True, metavar="FOLDER", help="folder of the new run; a replay that was stopped goes on there")
+    replay.add_argument("--quiet", action="store_true", help="no progress line")
+    replay.set_defaults(run=run_replay)
+
+    sweep = commands.add_parser(
+        "sweep",
+        help="a notebook over a grid of parameters",
+        description="Run a notebook with papermill for every combination of the grid's values, and collect the runs into OUT/table.csv and OUT/table.parquet."
+        " What is done is kept: a sweep that was stopped, has failed cells or got more values goes on with the same command.",
+        epilog="Example: adaback sweep notebooks/06_alpha.ipynb --grid curriculum.alpha=0.01,0.05,0.2 --grid seed=0..4 --grid profile=full --out runs/alpha --jobs 2",
+        allow_abbrev=False,
+    )
+    sweep.add_argument("notebook", metavar="NOTEBOOK", help="a notebook with a cell tagged 'parameters'")
+    sweep.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="once for each parameter: a setting by its dotted name or a parameter of the notebook, and its values with commas between; 0..4 are the whole numbers from 0 to 4",
+    )
+    sweep.add_argument("--out", required=True, metavar="FOLDER", help="folder of the sweep")
+    sweep.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time, each a process with its part of the cores (default 1)")
+    sweep.add_argument("--again", action="store_true", help="run the notebook of every cell again, as after a change to it; finished runs stay")
+    sweep.add_argument("--quiet", action="store_true", help="no progress line")
+    sweep.set_defaults(run=run_sweep)
 
     base = commands.add_parser(
         "base",
@@ -359,6 +393,41 @@ def run_show(args: argparse.Namespace, words: list[str]) -> int:
     # All are read before anything is printed, so that a mistake prints its sentence alone.
     print_runs([run_facts(load_run(run)) for folder in args.folders for run in seed_folders(folder) or [folder]])
     return 0
+
+
+# ---------------------------------------------------------------- replay
+
+
+def run_replay(args: argparse.Namespace, words: list[str]) -> int:
+    """`adaback replay`. Status 1 when the two runs differ."""
+    from .replay import differences, replay
+
+    again = replay(args.folder, args.out, progress=not args.quiet)
+    found = differences(args.folder, again)
+    changes = sum(e["event"] == "change" for e in again.events)
+    steps = max((e["step"] for e in again.events if e["event"] == "step"), default=0)
+    for sentence in found:
+        print(sentence)
+    print(f"{again.folder}: {steps} steps, {changes} changes by hand: {'differs from' if found else 'the same as'} {args.folder}, event for event")
+    return 1 if found else 0
+
+
+# ---------------------------------------------------------------- sweep
+
+
+def run_sweep(args: argparse.Namespace, words: list[str]) -> int:
+    """`adaback sweep`. Status 1 when a cell failed."""
+    from .sweep import sweep
+
+    try:
+        result = sweep(args.notebook, args.grid, args.out, args.jobs, again=args.again, progress=not args.quiet)
+    except KeyboardInterrupt as stop:
+        print(f"Stopped; {stop}", file=sys.stderr)
+        return 130
+    for failure in result.failures:
+        print(f"failed: {failure.notebook}: {failure.error}")
+    print(f"{args.out}: {result.cells} cell{'' if result.cells == 1 else 's'}, {len(result.failures)} failed; the table is {Path(args.out) / 'table.csv'}")
+    return 1 if result.failures else 0
 
 
 # ---------------------------------------------------------------- models

@@ -127,3 +127,16 @@ def test_a_replay_does_not_write_over_another_run(tmp_path):
     with pytest.raises(ab.UserError, match="was trained with seed 3"):
         replay(run.folder, tmp_path / "b", progress=False)
     assert (tmp_path / "b" / "events.jsonl").read_bytes() == before
+
+
+def test_from_the_command_line(tmp_path, command):
+    with pytest.raises(KeyboardInterrupt):
+        ab.train(steered(tmp_path / "a"), progress=False, control=Control(CHANGES, stop_at=6))
+    status, out, err = command("replay", tmp_path / "a", "--out", tmp_path / "b", "--quiet")
+    assert (status, out) == (0, f"{tmp_path / 'b'}: 6 steps, 3 changes by hand: the same as {tmp_path / 'a'}, event for event\n"), err
+    status, out, err = command("replay", tmp_path / "none", "--out", tmp_path / "c")
+    assert status == 2 and "There is no run in" in err and len(err.splitlines()) == 1
+    log = tmp_path / "a" / "events.jsonl"
+    log.write_text(log.read_text().replace('"before": 0.05', '"before": 0.06'))
+    status, out, err = command("replay", tmp_path / "a", "--out", tmp_path / "d", "--quiet")
+    assert status == 1 and "(change, step 2): before is 0.06" in out
