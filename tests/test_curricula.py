@@ -1,6 +1,5 @@
 """Curricula by property: intervals stay intervals, a threshold is found, a saved state goes on bit for bit; and schedules by hand."""
 
-import json
 import math
 
 import numpy as np
@@ -9,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tests.helpers  # noqa: F401  (hypothesis' profile)
+from adaback_lite.checks import CHECKS, any_history, check_curriculum
 from adaback_lite.config import CurriculumSettings
 from adaback_lite.curricula import UFT, AdaBack, Anneal, Constant, Curriculum, Frontier, R3Staged, make_curriculum, tokens_shown
 
@@ -55,6 +55,10 @@ def test_adaback_intervals_stay_intervals(options, visits, seed):
     st.builds(
         CurriculumSettings,
         tau=st.floats(0, 1.5),
+        alpha=SHARES,
+        ema_init=st.sampled_from(["both", "max", "none"]),
+        zero_prob=SHARES,
+        zero_updates=st.sampled_from(["never", "success", "always"]),
         recovery=SHARES,
         cuts=st.integers(1, 9),
         horizon=st.integers(1, 20),
@@ -66,29 +70,22 @@ def test_adaback_intervals_stay_intervals(options, visits, seed):
         rise=st.floats(0.01, 1),
         rho=SHARES,
     ),
-    VISITS,
-    st.integers(0, 100),
+    any_history(wide=True),
 )
-def test_every_curriculum_stays_in_bounds_and_a_saved_one_goes_on_bit_for_bit(name, s, visits, seed):
-    curriculum = make_curriculum(name, s, 7, seed, n_steps=[3, 1, 4, 1, 5, 9, 2])
-    twin = make_curriculum(name, s, 7, seed + 1, n_steps=[3, 1, 4, 1, 5, 9, 2])
-    for step, (size, visit_seed) in enumerate(visits):
-        ids, reward = ids_and_rewards(size, visit_seed, 7)
-        rho = curriculum.reveal(ids, 2 * step)
-        assert rho.shape == (size,) and ((rho >= 0) & (rho <= 1)).all()
-        if step == len(visits) // 2:  # between a reveal and its update, where `forced` counts too
-            twin.load_state_dict(json.loads(json.dumps(curriculum.state_dict())))
-        elif step > len(visits) // 2:
-            assert twin.reveal(ids, 2 * step).tolist() == rho.tolist()
-        if step >= len(visits) // 2:
-            twin.update(ids, rho, reward)
-        curriculum.update(ids, rho, reward)
-    for step in range(3):
-        ids = np.array([0, 3, 3, 6])
-        assert curriculum.reveal(ids, step).tolist() == twin.reveal(ids, step).tolist()
-        curriculum.update(ids, np.full(4, 0.3), np.array([0.0, 1, 0, 1]))
-        twin.update(ids, np.full(4, 0.3), np.array([0.0, 1, 0, 1]))
-    assert curriculum.state_dict() == twin.state_dict()
+def test_every_curriculum_has_the_properties_of_one(name, s, history):
+    """checks.py: shares in bounds, same seed same shares, a saved state goes on to the bit, and so on."""
+
+    def make(n_samples, seed):
+        return make_curriculum(name, s, n_samples, seed, n_steps=[1 + i % 9 for i in range(n_samples)])
+
+    for check in CHECKS:
+        check(make, history)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_curriculum_passes_what_a_class_of_ones_own_must(name):
+    report = check_curriculum(lambda n, seed: make_curriculum(name, CurriculumSettings(), n, seed, n_steps=[1 + i % 9 for i in range(n)]), 30)
+    assert report.ok, report
 
 
 def test_a_state_of_another_kind_or_size_is_refused():
