@@ -9,8 +9,8 @@
     ladder, curves      two drawings for teaching: a rationale ever less revealed; curves from plain numbers
     save(chart, path)   .png, .svg, or .html that needs no network
 
-`runs` is a Run or the path of its folder, a list of them (grouped by method, so that seeds fall together), or a dict
-{label: run or list of runs}. The values are averaged here, in Python: no chart holds more than `MAX_ROWS` rows, however long
+`runs` is a Run, the path of its folder or a simulation that kept its visits, a list of them (grouped by method, so that seeds fall
+together), or a dict {label: run or list of runs}. The values are averaged here, in Python: no chart holds more than `MAX_ROWS` rows, however long
 the run. What the trainer found wrong with a run stands under the chart's title.
 
 Importing this module switches Altair to a renderer that needs no network (`use_offline`).
@@ -27,6 +27,7 @@ import altair as alt
 import numpy as np
 from altair.utils.mimebundle import spec_to_mimebundle
 
+from .config import CurriculumSettings
 from .errors import UserError
 from .runs import Run
 
@@ -60,14 +61,16 @@ X_TITLES = {"rollouts": "Rollouts", "wall": "Seconds of training", "step": "RL s
 
 
 def events_of(run) -> list[dict]:
-    """The events of a Run or a run's folder. Raises UserError where there is no log."""
+    """The events of a Run, a run's folder, or a simulation that kept its visits (simulate.py). Raises UserError where there are none."""
+    if not isinstance(run, Run | str | os.PathLike):
+        return run.events
     folder = run.folder if isinstance(run, Run) else Path(run)
     if not (folder / "events.jsonl").is_file():
         raise UserError(f"{folder} has no events.jsonl, so there is nothing to draw; name the folder of a run that has started.")
     with warnings.catch_warnings():
         # A line that is being written while we read is no news to someone who looks at a live chart.
         warnings.filterwarnings("ignore", message=".*the last line is torn.*")
-        return Run(folder).events
+        return (run if isinstance(run, Run) else Run(folder)).events
 
 
 def logs_of(runs) -> dict[str, list[list[dict]]]:
@@ -115,15 +118,15 @@ def _of(events: list[dict], kind: str) -> list[dict]:
     return [e for e in events if e["event"] == kind]
 
 
-def _one(runs, what: str) -> tuple[str, list[dict], Run]:
-    """(label, events, run) of the only run given."""
+def _one(runs, what: str) -> tuple:
+    """(label, events, Run or simulation) of the only one given."""
     if isinstance(runs, dict):
         runs = [r for group in runs.values() for r in (group if isinstance(group, list | tuple) else [group])]
     runs = list(runs) if isinstance(runs, list | tuple) else [runs]
     if len(runs) != 1:
         raise UserError(f"{what} draws one run, but {len(runs)} were given; pick one of them.")
     events = events_of(runs[0])
-    return _method(events), events, runs[0] if isinstance(runs[0], Run) else Run(runs[0])
+    return _method(events), events, Run(runs[0]) if isinstance(runs[0], str | os.PathLike) else runs[0]
 
 
 # --- averaging --------------------------------------------------------------------------------------------------------
@@ -261,8 +264,9 @@ def intervals(run, ids: list[int] | None = None, title: str | None = None) -> al
 
     A group whose mean reward reached the curriculum.tau of its step counts as solved (0.5 where the folder holds no config.yaml).
     """
-    label, events, folder = _one(run, "intervals")
-    tau = folder.config.curriculum.tau if (folder.folder / "config.yaml").is_file() else 0.5
+    label, events, run = _one(run, "intervals")
+    has_config = isinstance(run, Run) and (run.folder / "config.yaml").is_file()
+    tau = run.config.curriculum.tau if has_config else getattr(run, "settings", CurriculumSettings()).tau
     changes = [(e["step"], e["value"]) for e in _of(events, "change") if e["name"] == "curriculum.tau"]
 
     def solved(visit: dict) -> bool:

@@ -146,6 +146,11 @@ class LiveRun(FollowedRun):
         check_change(self.config, settings, steerable(self.config, self.curriculum))
         self._control.change(settings)
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The changes that wait for the next step."""
+        return self._control.asked
+
     def wait(self, seconds: float | None = None) -> bool:
         """Until training ends in this process, at most so long; whether it has ended."""
         if self._thread is not None:
