@@ -150,7 +150,6 @@ def store(outs: str | os.PathLike | list, name: str, folder: str | os.PathLike =
         "commit": sweeps[0]["commit"],
         "date": sweeps[0]["date"],
         "cpu": cpu_name(),
-        "notebook_sha256": sweeps[0]["digest"],
         "seeds": sorted(int(s) for s in table.seed.unique()) if "seed" in table else [],
         "machine": first.get("machine", {}),
     }

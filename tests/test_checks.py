@@ -341,7 +341,7 @@ def test_what_hangs_on_a_failed_property_is_left_open():
     assert [r.status for r in check_curriculum(TooMuch, 10)] == ["failed", *["open"] * 6]
     assert [r.status for r in check_curriculum(NotWritten, 10)] == ["ok", "failed", *["open"] * 5]
     states = {r.name: r for r in check_curriculum(GlobalRandom, 10)}
-    assert states["a_saved_state_goes_on"].sentence == "Not decided: first mend same_seed_same_shares, above."
+    assert states["a_saved_state_goes_on"].sentence == "Not decided until what failed above is mended."
     assert [name for name, r in states.items() if r.status == "ok"] == [n for n in NAMES if n not in ("same_seed_same_shares", "a_saved_state_goes_on")]
 
 

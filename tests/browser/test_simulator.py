@@ -1,10 +1,12 @@
 """The simulator's panel and notebook 02: a slider moves, and the chart answers."""
 
-import shutil
+import re
 import time
 from pathlib import Path
 
-from .page import SHORT, cell_output, drag, open_notebook, run_cell, save, screenshot, setting, type_into, until
+import nbformat
+
+from .page import SHORT, cell_output, drag, open_notebook, run_all, run_cell, save, screenshot, setting, type_into, until
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
@@ -13,6 +15,36 @@ def drawn(output) -> str:
     """The charts as they are drawn, pixel by pixel; "" while there is none. JupyterLab draws on a canvas, a chart that is a widget is SVG."""
     pixels = output.locator("canvas").evaluate_all("found => found.map(canvas => canvas.toDataURL())")
     return "".join(pixels + output.locator("svg.marks").evaluate_all("found => found.map(svg => svg.outerHTML)"))
+
+
+def quick(path: Path, server) -> Path:
+    """A copy of a notebook where the server has it, its profile set to quick, as a user does who has no time."""
+    notebook = nbformat.read(path, as_version=4)
+    (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    parameters.source, found = re.subn(r'^profile = "\w+"', 'profile = "quick"', parameters.source, flags=re.MULTILINE)
+    assert found == 1
+    nbformat.write(notebook, server.folder / path.name)
+    return server.folder / path.name
+
+
+def test_notebook_02(page, server):
+    """From its first cell to its last in JupyterLab, with a slider moved by hand."""
+    path = quick(NOTEBOOKS / "02_inside_the_curriculum.ipynb", server)
+    open_notebook(page, server, path.name)
+    run_all(page)
+    panel = page.locator(".jp-Cell-outputArea").filter(has=page.locator(".jupyter-widgets")).filter(has=page.get_by_text("zero_prob", exact=True)).first
+    panel.scroll_into_view_if_needed()
+    until(page, lambda: drawn(panel), SHORT, "for the simulator's chart")
+    screenshot(page, "02-simulator-1", panel)
+    before = drawn(panel)
+    drag(page, setting(panel, "alpha"), 60)
+    until(page, lambda: drawn(panel) not in ("", before), SHORT, "for the chart to follow alpha")
+    page.wait_for_timeout(1500)
+    screenshot(page, "02-simulator-2-moved", panel)
+    saved = save(page, path)
+    code = [cell for cell in saved.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code)
+    assert sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs) >= 3
 
 
 def test_sliders_move_the_chart(page, server, write):
