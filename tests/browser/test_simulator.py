@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 
-from .page import SHORT, cell_output, drag, open_notebook, run_all, run_cell, save, screenshot, setting, type_into, until
+from .page import SHORT, cell_output, drag, menu, no_error, open_notebook, run_all, run_cell, save, screenshot, setting, type_into, until, wait_idle, wait_text
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
@@ -41,6 +41,23 @@ def test_notebook_02(page, server):
     until(page, lambda: drawn(panel) not in ("", before), SHORT, "for the chart to follow alpha")
     page.wait_for_timeout(1500)
     screenshot(page, "02-simulator-2-moved", panel)
+
+    # Its real run, and what stands below it.
+    live = page.locator(".jp-CodeCell").filter(has=page.get_by_role("button", name="Start", exact=True))
+    output = live.locator(".jp-Cell-outputArea")
+    output.get_by_role("button", name="Start", exact=True).click()
+    wait_text(output, "Finished.")
+    live.locator(".jp-InputPrompt").click()
+    page.keyboard.press("ArrowDown")
+    menu(page, "Run", "Run Selected Cell and All Below")
+    wait_idle(page)
+    no_error(page)
+    sample = page.locator(".jp-Cell-outputArea").filter(has=page.get_by_text("Click on a cell of the heat map")).first
+    screenshot(page, "02-real-run", output)
+    screenshot(page, "02-sample", sample)
+    page.keyboard.press("End")
+    screenshot(page, "02-end", page.locator(".jp-Cell-outputArea").last)
+
     saved = save(page, path)
     code = [cell for cell in saved.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
