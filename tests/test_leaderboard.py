@@ -1,6 +1,9 @@
 """The leader board: places and ties by hand, the simulator's and the trainer's own numbers in it, and nothing trained twice."""
 
+from pathlib import Path
+
 import numpy as np
+import papermill
 import pytest
 
 from adaback_lite import AdaBack, Curriculum, UserError, load_run
@@ -268,3 +271,26 @@ def test_fingerprints_tell_apart_what_differs():
     level = 0.6
     prints.append(fingerprint(FromOutside, {}))
     assert len(set(prints)) == len(prints)
+
+
+# --- the exercise -----------------------------------------------------------------------------------------------------
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+NAME = "07_your_own_curriculum.ipynb"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("path", "checked", "failed"), [(NOTEBOOKS / NAME, 5, 1), (NOTEBOOKS / "solutions" / NAME, 4, 0)], ids=["exercise", "solutions"])
+def test_the_exercise_runs_unwritten_and_its_solutions_pass(path, checked, failed, tmp_path):
+    """The exercise as it is handed out shows one failed check, that of the class with a fault on purpose; in the solutions none fails, and their curricula lead."""
+    executed = papermill.execute_notebook(path, tmp_path / "n.ipynb", {"profile": "quick", "out": str(tmp_path / "runs")}, progress_bar=False, cwd=path.parent)
+    outputs = [o for cell in executed.cells if cell.cell_type == "code" for o in cell.outputs]
+    texts = [o.data["text/plain"] for o in outputs if "text/html" in o.get("data", {})]
+    reports, boards = [t for t in texts if t.startswith(("ok", "failed"))], [t for t in texts if t.startswith("place")]
+    assert len(reports) == checked and sum(t.count("failed  ") for t in reports) == failed
+    assert "reveal([0], 3) gave [1.25]" in reports[0] or not failed
+    simulated, trained = boards[:-1], boards[-1]
+    assert len(simulated) >= 4 and all("Before a simulated learner" in t for t in simulated) and "Trained on Chain-of-Parities" in trained
+    leaders = {board.splitlines()[1].split()[1] for board in simulated}
+    assert leaders == ({"adaback"} if failed else {"falling", "memory"})
+    assert not [o for o in outputs if o.output_type == "stream" and "fails" in o.text]

@@ -1,5 +1,7 @@
 """What a user does in JupyterLab or Notebook 7, in Playwright's words. Both have the same notebook inside."""
 
+import contextlib
+import json
 import re
 import time
 from pathlib import Path
@@ -112,8 +114,17 @@ def until(page: Page, true, milliseconds: int = LONG, why: str = "") -> None:
 def save(page: Page, path: Path):
     """Save as a user does, and read the file: a notebook node."""
     before = path.stat().st_mtime_ns
+
+    def written() -> bool:
+        if path.stat().st_mtime_ns == before:
+            return False
+        with contextlib.suppress(ValueError):  # half of it, so far
+            json.loads(path.read_text(encoding="utf-8"))
+            return True
+        return False
+
     page.keyboard.press("Control+s")
-    until(page, lambda: path.stat().st_mtime_ns > before, SHORT, f"for {path.name} to be saved")
+    until(page, written, SHORT, f"for {path.name} to be saved")
     return nbformat.read(path, as_version=4)
 
 

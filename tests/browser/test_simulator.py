@@ -55,8 +55,9 @@ def test_notebook_02(page, server):
     sample = page.locator(".jp-Cell-outputArea").filter(has=page.get_by_text("Click on a cell of the heat map")).first
     screenshot(page, "02-real-run", output)
     screenshot(page, "02-sample", sample)
-    page.keyboard.press("End")
-    screenshot(page, "02-end", page.locator(".jp-Cell-outputArea").last)
+    page.locator(".jp-CodeCell").last.scroll_into_view_if_needed()
+    page.wait_for_timeout(1000)
+    screenshot(page, "02-end")
 
     saved = save(page, path)
     code = [cell for cell in saved.cells if cell.cell_type == "code"]
