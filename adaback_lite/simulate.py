@@ -162,22 +162,19 @@ def simulate(
             raise UserError(f"{name} is {value}, but it must be 1 or more.")
     N, L, G, B = learner.samples, learner.steps, learner.group_size, min(batch_size, learner.samples)
     label, c = _make(curriculum, settings, N, seed, L)
-    own = not isinstance(curriculum, str)
     order, per_epoch = _order(N, B, visits, seed), N // B  # [T, B]
     rng = numpy_generator(seed, "learner")
     odds = np.exp(learner.spread * rng.standard_normal(N))  # [N] exp(difficulty)
-    odds_now = odds[order]  # [T, B]
-    root = np.sqrt(np.arange(G + 1) * np.arange(G, -1, -1)) / G  # [G + 1] sqrt(r (1 - r)) for each number of right rollouts
-    skill = np.full(L, math.log(learner.start / (1 - learner.start)))  # [L] the last step's first
-    common, own_share, guess = learner.lr * learner.transfer / (per_epoch * B), learner.lr * (1 - learner.transfer) / (per_epoch * B), learner.guess
+    mind = _Mind(learner, B, per_epoch)
 
-    T, low_name = len(order), "rho_min" if hasattr(c, "rho_min") else None
+    T, own = len(order), not isinstance(curriculum, str)
+    low_name = "rho_min" if hasattr(c, "rho_min") else None
     high_name = "rho_max" if hasattr(c, "rho_max") else "frontier" if hasattr(c, "frontier") else None
     rhos, rights, skills = np.empty((T, B)), np.empty((T, B), dtype=np.int64), np.empty((T, L))
     lows, first_low = (np.empty((T, B)), np.empty((per_epoch, B))) if low_name else (None, None)
     highs, first_high = (np.empty((T, B)), np.empty((per_epoch, B))) if high_name else (None, None)
     stuck = np.empty(T) if high_name else None
-    rows = np.arange(L)[:, None]
+    luck = np.empty((per_epoch, G, B))
     for t in range(T):
         ids = order[t]
         rho = c.reveal(ids, t)  # [B]
@@ -189,29 +186,19 @@ def simulate(
             if high_name:
                 first_high[t] = getattr(c, high_name)[ids]
         if t % per_epoch == 0:
-            luck = rng.random((per_epoch, G, B))
+            rng.random(out=luck)
 
-        hidden = hidden_steps(rho, L)  # [B]
-        every = 1.0 + np.exp(-skill)[:, None] * odds_now[t]  # [L, B] 1 / p of every step
-        inverse = np.where(rows < hidden, every, 1.0)  # [L, B] 1 for those shown
-        q = 1.0 / np.multiply.reduce(inverse, axis=0)  # [B]
-        chance = guess + (1.0 - guess) * q if guess else q
-        right = (luck[t % per_epoch] < chance).sum(axis=0)  # [B]
+        mind.meet(odds[ids])
+        right = (luck[t % per_epoch] < mind.chance(hidden_steps(rho, L))).sum(axis=0)  # [B]
+        mind.learn(right)
         c.update(ids, rho, right / G)
 
-        # Where q rounds to 1 all rollouts are right; the tiny number avoids 0 / 0 there.
-        credit = root[right] / ((1.0 - q + 1e-300) * hidden)
-        if guess:
-            credit *= q / chance
-        gradient = (1.0 - 1.0 / inverse) @ credit  # [L]
-        skill = skill + common * gradient.sum() + own_share * gradient
-        rhos[t], rights[t], skills[t] = rho, right, skill
+        rhos[t], rights[t], skills[t] = rho, right, mind.skill
         if low_name:
             lows[t] = getattr(c, low_name)[ids]
         if high_name:
             highs[t] = getattr(c, high_name)[ids]
-            at_high = np.multiply.reduce(np.where(rows < hidden_steps(highs[t], L), every, 1.0), axis=0)  # [B] 1 / q
-            stuck[t] = np.count_nonzero((at_high > 1 / STUCK) & (every[0] <= 1 / STUCK)) / B
+            stuck[t] = mind.share_stuck(hidden_steps(highs[t], L))
 
     ranked = np.sort(rhos, axis=1)
     return Simulation(
@@ -222,10 +209,53 @@ def simulate(
         grad_groups=((rights > 0) & (rights < G)).mean(axis=1),
         skill=skills[:, ::-1],
         low=None if lows is None else lows.mean(axis=1), high=None if highs is None else highs.mean(axis=1), stuck=stuck,
-        accuracy=_accuracy(skills[per_epoch - 1 :: per_epoch], odds, guess),
+        accuracy=_accuracy(skills[per_epoch - 1 :: per_epoch], odds, learner.guess),
         first_low=None if first_low is None else first_low.ravel(), first_high=None if first_high is None else first_high.ravel(),
         kept=Kept(order, rhos, rights / G, hidden_steps(rhos, L), lows, highs) if keep else None,
     )  # fmt: skip
+
+
+class _Mind:
+    """The learner of this module's docstring, before one batch of B samples after the other. Step 0 is the last reasoning step here."""
+
+    def __init__(self, s: LearnerSettings, batch: int, steps_an_epoch: int):
+        self.skill = np.full(s.steps, math.log(s.start / (1 - s.start)))  # [L]
+        self._guess, per_group = s.guess, s.lr / (steps_an_epoch * batch)
+        self._own, self._common = per_group * (1 - s.transfer), per_group * s.transfer
+        self._root = np.sqrt(np.arange(s.group_size + 1) * np.arange(s.group_size, -1, -1)) / s.group_size  # [G + 1] sqrt(r (1 - r)) by the number right
+        self._places = np.arange(s.steps)[:, None]
+        self._every, self._hidden = np.empty((s.steps, batch)), np.empty((s.steps, batch))  # buffers: new ones would cost more than what fills them
+
+    def meet(self, odds: np.ndarray) -> None:  # [B]
+        """Look at the samples of a step; `odds` is exp(difficulty)."""
+        np.multiply(np.exp(-self.skill)[:, None], odds, out=self._every)
+        np.add(self._every, 1.0, out=self._every)  # [L, B] 1 / p
+
+    def chance(self, hidden: np.ndarray) -> np.ndarray:  # [B] -> [B]
+        """Q, that a rollout is right where so many of the last steps are hidden."""
+        self._n, self._q = hidden, 1.0 / self._inverse(hidden)
+        self._chance = self._guess + (1.0 - self._guess) * self._q if self._guess else self._q
+        return self._chance
+
+    def learn(self, right: np.ndarray) -> None:  # [B]
+        """Grow by the groups that `chance` was last asked about, which had so many right rollouts."""
+        # Where q rounds to 1 all rollouts are right; the tiny number avoids 0 / 0 there.
+        credit = self._root[right] / ((1.0 - self._q + 1e-300) * self._n)
+        if self._guess:
+            credit *= self._q / self._chance
+        wrong = np.subtract(1.0, np.divide(1.0, self._hidden, out=self._hidden), out=self._hidden)  # [L, B] 1 - p of the hidden steps, 0 for those shown
+        gradient = wrong @ credit  # [L]
+        self.skill = self.skill + self._own * gradient + self._common * gradient.sum()
+
+    def share_stuck(self, hidden: np.ndarray) -> float:  # [B]
+        """Share of the samples that are stuck where never fewer steps are hidden, by the skill before `learn`."""
+        return np.count_nonzero((self._inverse(hidden) > 1 / STUCK) & (self._every[0] <= 1 / STUCK)) / len(hidden)
+
+    def _inverse(self, hidden: np.ndarray) -> np.ndarray:  # [B] -> [B]
+        """1 / q. Leaves 1 / p of the hidden steps in `_hidden`, and 1 for those shown."""
+        self._hidden.fill(1.0)
+        np.copyto(self._hidden, self._every, where=self._places < hidden)
+        return np.multiply.reduce(self._hidden, axis=0)
 
 
 def hidden_steps(rho: np.ndarray, steps: int) -> np.ndarray:  # [B] -> [B]
@@ -305,7 +335,7 @@ def _order(n_samples: int, batch: int, epochs: int, seed: int) -> np.ndarray:
 
 
 def _accuracy(skill: np.ndarray, odds: np.ndarray, guess: float) -> np.ndarray:  # [E, L], [N] -> [E]
-    """Mean over the samples of the chance that an output is right with nothing shown."""
+    """Mean over the samples of the chance that an output is right with nothing shown, at each of E times."""
     wrong, mean = np.exp(-skill), np.empty(len(skill))
     block = max(1, 16_384 // len(odds))  # rows that stay in the processor's cache
     for e in range(0, len(skill), block):

@@ -36,15 +36,14 @@ SETTINGS = {
     "trainer.max_steps": 90_000,
     "trainer.target_accuracy": 0,
     "trainer.eval_every": 20,
-    "trainer.checkpoint_every": 20,
     "trainer.threads": 1,
 }
 PANEL, VIEW, SAMPLE = 1, 2, 3
 
 
-def cells(out: str) -> list[str]:
+def cells(out: str, checkpoint_every: int = 20) -> list[str]:
     return [
-        f"from adaback_lite import widgets\n\nsettings = {SETTINGS | {'out': out}}",
+        f"from adaback_lite import widgets\n\nsettings = {SETTINGS | {'out': out, 'trainer.checkpoint_every': checkpoint_every}}",
         "panel = widgets.live(settings)\npanel",
         "widgets.live(settings)  # a second view",
         "widgets.sample(panel)",
@@ -81,7 +80,7 @@ def changes(run) -> list[tuple]:
 
 @pytest.mark.parametrize("app", ["lab", "notebook"])  # JupyterLab 4, Notebook 7
 def test_a_run_steered_by_hand(page, server, write, tmp_path, app):
-    path = write(f"live-{app}.ipynb", *cells(f"runs/{app}"))
+    path = write(f"live-{app}.ipynb", *cells(f"runs/{app}", checkpoint_every=90_000))  # so that a checkpoint is that of a pause or a stop
     folder = server.folder / "runs" / app
     open_notebook(page, server, path.name, app)
     for n in (0, PANEL, VIEW):
@@ -108,7 +107,7 @@ def test_a_run_steered_by_hand(page, server, write, tmp_path, app):
 
     press(panel, "Pause")
     wait_text(panel, "Paused, with a checkpoint written")
-    until(page, lambda: still(page, load_run(folder)), LONG, "for the step under way to end")
+    until(page, lambda: load_run(folder).events[-1]["event"] == "checkpoint", LONG, "for the step under way to end")
     paused_at = last_step(load_run(folder))
     until(page, lambda: done(panel) == done(view) == paused_at, SHORT, "for both views to show the last step")  # two views of a run agree
     assert still(page, load_run(folder)) and done(panel) == paused_at
