@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tests.helpers  # noqa: F401  (hypothesis' profile)
@@ -438,6 +438,7 @@ def test_histories_are_what_training_brings(history):
 def test_histories_bring_all_that_the_properties_speak_of():
     seen = set()
 
+    @settings(max_examples=1000, deadline=None, derandomize=True)
     @given(st.data())
     def look(data):
         history = data.draw(any_history(wide=True))
