@@ -84,7 +84,7 @@ def logs_of(runs) -> dict[str, list[list[dict]]]:
         logs = {}
         for run in runs if isinstance(runs, list | tuple) else [runs]:
             events = events_of(run)
-            logs.setdefault(_method(events), []).append(events)
+            logs.setdefault(method_of(events), []).append(events)
     if not any(logs.values()):
         raise UserError("There are no runs to draw; give a run, a list of runs, or {label: [runs]}.")
     order = list(COLOURS)  # methods in one order too, other labels as they come
@@ -110,8 +110,9 @@ def diagnoses(logs: dict[str, list[list[dict]]]) -> list[str]:
     return texts[:4] + ([f"And {len(texts) - 4} more, in the runs' events."] if len(texts) > 4 else [])
 
 
-def _method(events: list[dict]) -> str:
-    return next((e["method"] for e in events if e["event"] == "start"), "run")
+def method_of(events: list[dict]) -> str:
+    """The run's method, or the class of the curriculum that was given in its place."""
+    return next((e.get("curriculum", e["method"]) for e in events if e["event"] == "start"), "run")
 
 
 def _of(events: list[dict], kind: str) -> list[dict]:
@@ -126,7 +127,7 @@ def _one(runs, what: str) -> tuple:
     if len(runs) != 1:
         raise UserError(f"{what} draws one run, but {len(runs)} were given; pick one of them.")
     events = events_of(runs[0])
-    return _method(events), events, Run(runs[0]) if isinstance(runs[0], str | os.PathLike) else runs[0]
+    return method_of(events), events, Run(runs[0]) if isinstance(runs[0], str | os.PathLike) else runs[0]
 
 
 # --- averaging --------------------------------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ def compare(runs, x: str = "rollouts", measure: str = "accuracy", title: str | N
     for label, group in logs.items():
         kind, key = ("eval", "accuracy") if measure == "accuracy" else ("step", "mean_reward")
         seeds = [[(e[x], e[key]) for e in _of(events, kind)] for events in group]
-        if measure == "accuracy" and all(_method(events) == "sft" for events in group):
+        if measure == "accuracy" and all(method_of(events) == "sft" for events in group):
             rules[label] = over_seeds(seeds)[-1:]
         else:
             lines[label] = over_seeds(seeds)
@@ -201,7 +202,7 @@ def compare(runs, x: str = "rollouts", measure: str = "accuracy", title: str | N
         notes += ["This reward is earned with part of the rationale shown, a different part for each method."]
     if any(len({points[-1][0] for points in seeds}) > 1 for seeds in drawn_points) and x != "wall":
         notes += ["A seed that stopped early is carried on at its last value."]
-    if x != "wall" and any(_method(events).startswith("sft+") for group in logs.values() for events in group):
+    if x != "wall" and any(method_of(events).startswith("sft+") for group in logs.values() for events in group):
         notes += ["sft+...: the SFT stage comes before the first rollout."]
     if rules:
         notes += ["Dashed: trained without rollouts; its held-out accuracy after training."]

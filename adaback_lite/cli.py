@@ -143,7 +143,7 @@ def make_parsers() -> tuple[Parser, dict[str, Parser]]:
     )
     sweep.add_argument("--out", required=True, metavar="FOLDER", help="folder of the sweep")
     sweep.add_argument("--jobs", type=int, default=1, metavar="N", help="cells at a time, each a process with its part of the cores (default 1)")
-    sweep.add_argument("--again", action="store_true", help="run the notebook of every cell again, as after a change to it; finished runs stay")
+    sweep.add_argument("--again", action="store_true", help="run every cell anew, as after a change to the notebook; earlier runs are put aside, in runs-before-N")
     sweep.add_argument("--quiet", action="store_true", help="no progress line")
     sweep.set_defaults(run=run_sweep)
 

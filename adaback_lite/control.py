@@ -30,6 +30,7 @@ class Control:
         self._planned = list(changes)
         self._stop_at = stop_at
         self._stop = False
+        self._waits = False
         self._go = threading.Event()
         self._go.set()
         self._allowed: tuple[str, ...] | None = None  # known once a run has this control
@@ -65,6 +66,11 @@ class Control:
     def paused(self) -> bool:
         return not self._go.is_set()
 
+    @property
+    def waits(self) -> bool:
+        """Whether the run stands still in a pause: its step is over, and its checkpoint written."""
+        return self._waits
+
     # --- for the trainer
 
     def begin(self, config: Config, curriculum) -> None:
@@ -87,7 +93,9 @@ class Control:
 
     def wait(self, seconds: float) -> None:
         """Until the pause ends, at most so long."""
+        self._waits = True
         self._go.wait(seconds)
+        self._waits = False
 
 
 def steerable(config: Config, curriculum=None) -> tuple[str, ...]:

@@ -81,9 +81,11 @@ class LiveRun(FollowedRun):
 
     @property
     def state(self) -> str:
-        """new, running, paused, stopped, finished, failed, or elsewhere: written by another process."""
+        """new, running, pausing (the step under way is finished first), paused, stopped, finished, failed, or elsewhere: written by another process."""
         if self.active:
-            return "paused" if self._control.paused else "running"
+            if not self._control.paused:
+                return "running"
+            return "paused" if self._control.waits else "pausing"
         if being_written(self.folder):
             return "elsewhere"
         if self.error:
@@ -176,8 +178,9 @@ def live_run(config: Config, curriculum=None) -> LiveRun:
                 if mine[name] != its[name] and name != "out":
                     raise UserError(f"{config.out} is training with {name} {its[name]}, not {mine[name]}; stop it, or choose another out.")
             return known
-        if known is None or known.started_with != config or curriculum is not known.curriculum:
+        if known is None:
             known = _runs[folder] = LiveRun(config, curriculum)
+        known.started_with, known.curriculum = config, curriculum  # the same object, so that all views of the folder agree
         return known
 
 

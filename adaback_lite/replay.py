@@ -6,11 +6,12 @@
 A run's folder holds all that this needs: its settings, and a `change` event for each thing that was changed, with its step.
 """
 
-import contextlib
 import warnings
+from pathlib import Path
 
 from .config import override
 from .control import Control
+from .errors import UserError
 from .runs import Run, load_run
 
 # What says when the folder was saved, how long it took and on what, not what was learnt.
@@ -28,11 +29,19 @@ def replay(folder, out, *, curriculum=None, progress: bool = True) -> Run:
 
     run = load_run(folder)
     events = _events(run)
+    if run.folder.resolve() == Path(out).resolve():
+        raise UserError(f"The replay of {folder} cannot be written over it; choose another out.")
+    own = next((e["curriculum"] for e in events if e["event"] == "start" and "curriculum" in e), None)
+    if own and curriculum is None:
+        raise UserError(f"{folder} was trained with a curriculum of your own, {own}; replay it from Python, with adaback_lite.replay.replay(folder, out, curriculum=...).")
     changes = [(e["step"], e["name"], e["value"]) for e in events if e["event"] == "change"]
     steps = max((e["step"] for e in events if e["event"] == "step"), default=0)
     control = Control(changes, stop_at=None if run.summary else steps)
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         train(override(run.config, {"out": str(out)}), curriculum=curriculum, resume=True, progress=progress, control=control)
+    except KeyboardInterrupt:  # as far as the run went; or Ctrl-C before that
+        if max((e["step"] for e in _events(Run(out)) if e["event"] == "step"), default=0) < steps:
+            raise
     return Run(out)
 
 
@@ -55,7 +64,10 @@ def differences(a: Run | str, b: Run | str, most: int = 10) -> list[str]:
 
 
 def _comparable(events: list[dict]) -> list[dict]:
-    return [{k: v for k, v in e.items() if k not in NOT_EQUAL} for e in events if e["event"] not in NOT_COMPARED]
+    kept = [{k: v for k, v in e.items() if k not in NOT_EQUAL} for e in events if e["event"] not in NOT_COMPARED]
+    while kept and kept[-1]["event"] == "change":  # made before a step that never came
+        kept.pop()
+    return kept
 
 
 def _events(run: Run) -> list[dict]:

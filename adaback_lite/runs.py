@@ -8,7 +8,8 @@
 
 Events ("event" names the kind; "wall", seconds of training so far, is the only value that differs between equal runs):
 
-    start       method, seed, samples, parameters, trained_parameters, machine; with word problems what was dropped and why; with an adapter how it is sampled
+    start       method, seed, curriculum (the class, where one of the user's own was given),
+                samples, parameters, trained_parameters, machine; with word problems what was dropped and why; with an adapter how it is sampled
     step        RL step: step, rollouts and generated_tokens so far, and for the B samples of the step ids, rho, reward (mean of
                 the group), shown (tokens), low and high (interval after the update, or null), then mean_reward, mean_rho,
                 grad_groups (share of groups with a gradient), entropy, cut, wrong, unparseable and timeout (shares of rollouts), loss, grad_norm
@@ -27,6 +28,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import warnings
 from pathlib import Path
 
@@ -169,19 +171,33 @@ class RunWriter(Run):
         with _disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(folder / "lock", "a")  # noqa: SIM115  (held until close)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            for _ in range(6):  # somebody who only looks (being_written) holds it for a moment
+                try:
+                    fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.1)
+            else:
                 self._lock.close()
-                raise UserError(f"{folder} is being written by another process; wait for it, stop it, or choose another --out.") from None
-            write_atomically(folder / "config.yaml", dump_config(self._config))
+                raise UserError(f"{folder} is being written by another process; wait for it, stop it, or choose another --out.")
+            if not (folder / "config.yaml").exists():
+                write_atomically(folder / "config.yaml", dump_config(self._config))
             (folder / "checkpoints").mkdir(exist_ok=True)
+            for old in (folder / "checkpoints").glob("writing-old-*"):  # killed between two renames: the new one is not there yet
+                final = old.with_name(old.name.replace("writing-old-", "step-"))
+                if not final.exists():
+                    old.rename(final)
             for left_over in (folder / "checkpoints").glob("writing-*"):
                 shutil.rmtree(left_over)
-            (folder / "summary.json").unlink(missing_ok=True)
             self._log = open(folder / "events.jsonl", "ab", buffering=0)  # noqa: SIM115  (what is written is written; close has nothing left to fail on)
             if self._config.trainer.keep_outputs:
                 self._outputs = open(folder / OUTPUTS, "ab", buffering=0)  # noqa: SIM115
+
+    def settle(self) -> None:
+        """The folder's run is now this one. Called when nothing can refuse it any more, so that a refused resume leaves a finished run as it was."""
+        with _disk(self.folder):
+            write_atomically(self.folder / "config.yaml", dump_config(self._config))
+            (self.folder / "summary.json").unlink(missing_ok=True)
 
     def close(self) -> None:
         for handle in (self._log, self._outputs, self._lock):
@@ -190,8 +206,8 @@ class RunWriter(Run):
 
     def cut_log(self, size: int, outputs_size: int = 0) -> None:
         """Forget what came after a checkpoint, for it will happen again. Raises UserError when the log is shorter than that; outputs.jsonl may be missing."""
-        if self._outputs is not None and self._outputs.seek(0, os.SEEK_END) > outputs_size:
-            self._outputs.truncate(outputs_size)
+        if self.outputs_size() > outputs_size:
+            os.truncate(self.folder / OUTPUTS, outputs_size)
         if self._log.seek(0, os.SEEK_END) < size:
             raise UserError(f"{self.folder / 'events.jsonl'} is shorter than its checkpoint says; it was changed by hand, so train again into another folder.")
         self._log.truncate(size)
@@ -218,7 +234,8 @@ class RunWriter(Run):
         return self._log.seek(0, os.SEEK_END)
 
     def outputs_size(self) -> int:
-        return 0 if self._outputs is None else self._outputs.seek(0, os.SEEK_END)
+        path = self.folder / OUTPUTS
+        return path.stat().st_size if path.exists() else 0
 
     def save_checkpoint(self, name: str, tensors: dict[str, dict[str, torch.Tensor]], state: dict, adapter=None) -> None:
         """Write a checkpoint beside the others, whole or not at all, then drop those too old to keep.

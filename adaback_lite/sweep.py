@@ -18,6 +18,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shlex
@@ -238,6 +239,8 @@ def prepare(out: Path, plan: Plan, jobs: int, again: bool) -> None:
     if again:  # first of all: a kill from here on leaves cells that are to be run again
         for result in out.glob("cells/*/result.json"):
             result.unlink()
+        for runs in out.glob("cells/*/runs"):  # kept, but no longer the sweep's: a changed notebook may have other settings
+            runs.rename(next(path for n in itertools.count(1) if not (path := runs.with_name(f"runs-before-{n}")).exists()))
         (out / "started.json").unlink(missing_ok=True)
     command = command_line(plan, out, jobs)
     origin = started(out, command)  # of the first call; the command is the latest, for a grid may have grown

@@ -65,6 +65,8 @@ def summaries(folder: Path) -> list[tuple[Path, dict]]:
     """(folder, summary) of each run that ended below a cell's folder, in order."""
     found = []
     for path in sorted(folder.rglob("summary.json")):
+        if any(part.startswith("runs-before-") for part in path.relative_to(folder).parts):  # put aside by --again
+            continue
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:

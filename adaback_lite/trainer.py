@@ -222,9 +222,12 @@ def train(config: Config | dict | None = None, *, curriculum=None, resume: bool 
         writer.open(resume)
         if writer.checkpoints():
             restore(state, writer, config)
+            writer.settle()
         else:
             writer.cut_log(0)  # killed before the first checkpoint: the same run, from its start
-            writer.emit("start", method=config.method, seed=config.seed, samples=len(task.train), **sizes(model), **about(task, state), machine=machine())
+            writer.settle()
+            own = {} if curriculum is None else {"curriculum": type(curriculum).__name__}
+            writer.emit("start", method=config.method, seed=config.seed, **own, samples=len(task.train), **sizes(model), **about(task, state), machine=machine())
         for event in writer.events:
             if event["event"] == "change":  # made before the checkpoint
                 config = changed(state, config, event["name"], event["value"])

@@ -45,8 +45,9 @@ def running(tmp_path):
 def test_new_running_paused_running_stopped(running):
     assert running.state == "running"
     running.pause()
-    assert running.state == "paused"
-    until(lambda: running.events[-1]["event"] == "checkpoint")
+    assert running.state in ("pausing", "paused")
+    until(lambda: running.state == "paused")
+    assert running.events[-1]["event"] == "checkpoint"  # paused is said when the step is over and saved, not before
     step = status(running)["step"]
     time.sleep(0.3)
     assert status(running)["step"] == step
@@ -219,3 +220,11 @@ def test_status_by_hand(tmp_path):
 def test_stop_all_stops_all(running):
     live.stop_all()
     assert running.state == "stopped"
+
+
+def test_another_look_at_a_resting_folder_is_the_same_run(tmp_path):
+    """Also by another path and with more steps: all views of a folder share one run, so that they agree."""
+    first = live_run(taught_config(tmp_path / "run"))
+    (tmp_path / "x").mkdir()
+    second = live_run(taught_config(tmp_path / "x" / ".." / "run", **{"trainer.max_steps": 7}))
+    assert second is first and first.started_with.trainer.max_steps == 7

@@ -5,6 +5,7 @@ import json
 import pytest
 
 import adaback_lite as ab
+from adaback_lite.config import override
 from adaback_lite.control import Control
 from adaback_lite.outputs import FILE, find_visit
 from tests.helpers import small_config, taught_config
@@ -99,6 +100,15 @@ def test_outputs_are_cut_back_with_the_log(tmp_path):
     with pytest.warns(UserWarning, match="damaged checkpoint"):
         ab.train(config, resume=True, progress=False)
     assert (tmp_path / "run" / FILE).read_bytes() == (whole.folder / FILE).read_bytes()
+
+
+def test_outputs_survive_a_resume_that_keeps_none(tmp_path):
+    config = taught_config(tmp_path / "run", **{"trainer.max_steps": 8})
+    for keep, stop in ((1, 3), (0, 5)):
+        with pytest.raises(KeyboardInterrupt):
+            ab.train(override(config, {"trainer.keep_outputs": keep}), resume=(tmp_path / "run").exists(), progress=False, control=Control(stop_at=stop))
+    ab.train(config, resume=True, progress=False)
+    assert [r["step"] for r in lines(tmp_path / "run")] == [1, 2, 3, 6, 7, 8]
 
 
 def test_a_run_goes_on_when_its_outputs_were_deleted(tmp_path):

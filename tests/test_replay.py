@@ -98,7 +98,23 @@ def test_a_run_with_a_curriculum_of_ones_own(tmp_path):
 
     run = ab.train(steered(tmp_path / "a"), curriculum=mine(), progress=False, control=Control(CHANGES))
     assert differences(run, replay(run.folder, tmp_path / "b", curriculum=mine(), progress=False)) == []
-    assert differences(run, replay(run.folder, tmp_path / "c", progress=False)) != []
+    with pytest.raises(ab.UserError, match="curriculum of your own, AdaBack; replay it from Python"):
+        replay(run.folder, tmp_path / "c", progress=False)
+
+
+def test_a_run_is_not_replayed_over_itself(tmp_path):
+    run = ab.train(steered(tmp_path / "a", **{"trainer.max_steps": 2}), progress=False)
+    with pytest.raises(ab.UserError, match="cannot be written over it"):
+        replay(run.folder, tmp_path / "x" / ".." / "a", progress=False)
+
+
+def test_a_change_before_a_step_that_never_came_is_no_difference(tmp_path):
+    """The learning rate is set to what breaks the loss: the log ends with the change."""
+    with pytest.raises(KeyboardInterrupt):
+        ab.train(steered(tmp_path / "a"), progress=False, control=Control(CHANGES, stop_at=4))
+    with open(tmp_path / "a" / "events.jsonl", "a") as log:
+        log.write(json.dumps({"event": "change", "step": 4, "name": "grpo.lr", "value": 1.0, "before": 0.01}) + "\n")
+    assert differences(tmp_path / "a", replay(tmp_path / "a", tmp_path / "b", progress=False)) == []
 
 
 def test_differences_in_words(tmp_path):

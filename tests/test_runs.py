@@ -13,6 +13,7 @@ import torch
 
 import adaback_lite as ab
 from adaback_lite.config import make_config
+from adaback_lite.control import Control
 from adaback_lite.errors import UserError
 from adaback_lite.runs import RunWriter, load_run, newest_checkpoint, read_checkpoint, read_events, write_atomically
 from tests import crash
@@ -368,3 +369,30 @@ def test_events_hold_what_the_module_promises(tmp_path):
     assert all(len(step[k]) == 6 for k in ("ids", "rho", "reward", "shown", "low", "high"))
     assert step.keys() >= {"step", "rollouts", "generated_tokens", "mean_reward", "mean_rho", "grad_groups", "entropy", "cut", "unparseable", "loss", "grad_norm"}
     assert run.summary.keys() >= {"method", "seed", "steps", "rollouts", "generated_tokens", "wall_seconds", "test_accuracy", "test_accuracy_ci95", "stopped_by"}
+
+
+def test_a_refused_resume_leaves_a_finished_run_as_it_was(tmp_path):
+    """Its curriculum was the user's own, and is not given again: neither the summary nor the settings may be gone."""
+    config = taught_config(tmp_path / "run", **{"trainer.max_steps": 4})
+
+    class Own(ab.Curriculum):
+        def __init__(self):
+            super().__init__(config.task.n_train)
+            self.extra = 1
+
+    run = ab.train(config, curriculum=Own(), progress=False)
+    before = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
+    with pytest.raises(ab.UserError, match="cannot be resumed with this curriculum"):
+        ab.train(taught_config(tmp_path / "run", **{"trainer.max_steps": 9}), resume=True, progress=False)
+    assert {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()} == before
+    assert run.events[0]["curriculum"] == "Own"
+
+
+def test_a_kill_between_the_two_renames_of_a_checkpoint_loses_none(tmp_path):
+    config = taught_config(tmp_path / "run", **{"trainer.max_steps": 4})
+    with pytest.raises(KeyboardInterrupt):
+        ab.train(config, progress=False, control=Control(stop_at=2))
+    (newest,) = ab.Run(config.out).checkpoints()
+    newest.rename(newest.with_name(newest.name.replace("step-", "writing-old-")))
+    run = ab.train(config, resume=True, progress=False)
+    assert [e["step"] for e in run.events if e["event"] == "resume"] == [2]

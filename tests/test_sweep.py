@@ -184,7 +184,8 @@ def test_a_changed_notebook_is_refused_until_again(notebook, tmp_path):
     assert swept(notebook, "seed=0..1", out, again=True)[1] == ["seed=0", "seed=1"]
     assert swept(notebook, "seed=0..1", out)[1] == []
     assert nbformat.read(out / "notebook.ipynb", 4).cells[-1].source == "2"
-    assert (out / "cells" / "seed=0" / "runs" / "r0" / "summary.json").is_file()  # no run was deleted
+    assert (out / "cells" / "seed=0" / "runs-before-1" / "r0" / "summary.json").is_file()  # no run was deleted,
+    assert len(pd.read_csv(out / "table.csv")) == 2  # and none that was put aside is counted
 
 
 def test_again_that_was_stopped_goes_on_without_again(notebook, tmp_path):

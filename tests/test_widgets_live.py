@@ -77,8 +77,9 @@ def test_start_pause_resume_stop(tiny, show):
     view.buttons["Start"].click()
     assert view.sentence == f"{tiny['out']} is training already; pause or stop it first." and view.sentence in view.message.value
     view.buttons["Pause"].click()
-    assert enabled(view) == ["Resume", "Stop"] and "Paused" in view.state.value and view.sentence == ""
-    until(lambda: view.run.checkpoints())
+    assert enabled(view) == ["Resume", "Stop"] and "Paus" in view.state.value and view.sentence == ""
+    until(lambda: "Paused" in view.state.value)
+    assert view.run.checkpoints()
     until(lambda: hasattr(kept[0].parts[-1], "to_dict"))  # a chart stands there
     at = steps(view.run)
     time.sleep(0.1)

@@ -53,16 +53,22 @@ def find_runs(root: str | os.PathLike) -> tuple[dict[str, Run], list[str]]:
 
 
 def grouped(runs: list[Run]) -> dict[str, list[Run]]:
-    """Runs by what they are called: their method, and where several runs of a method differ in more than chance, what they differ in."""
+    """Runs by what they are called: their method or own curriculum, and where several of one name differ in more than chance, what they differ in.
+
+    A run that was changed by hand stands alone.
+    """
     same: dict[str, list[tuple[Config, list[Run]]]] = {}
     for run in runs:
-        config = run.config
-        for other, group in same.setdefault(config.method, []):
+        config, events = run.config, charts.events_of(run)
+        name = charts.method_of(events) if any(e["event"] == "start" for e in events) else config.method
+        if any(e["event"] == "change" for e in events):
+            name += f", steered ({run.folder.name})"
+        for other, group in same.setdefault(name, []):
             if not _differing([config, other]):
                 group.append(run)
                 break
         else:
-            same[config.method].append((config, [run]))
+            same[name].append((config, [run]))
     labels = {}
     for method, groups in same.items():
         names = _differing([config for config, _ in groups])

@@ -28,6 +28,7 @@ DRAWN = {"Reward and accuracy": charts.reward, "Revealed share ρ": charts.rho, 
 WHAT = {  # state: what is said of it
     "new": "Not started yet.",
     "running": "Training.",
+    "pausing": "Pausing: the step under way is finished first.",
     "paused": "Paused, with a checkpoint written: Resume goes on.",
     "stopped": "Stopped, with a checkpoint written: Start goes on from there.",
     "finished": "Finished.",
@@ -37,10 +38,10 @@ WHAT = {  # state: what is said of it
 BUTTONS = {  # button: states in which it can be pressed
     "Start": ("new", "stopped", "failed"),
     "Pause": ("running",),
-    "Resume": ("paused",),
-    "Stop": ("running", "paused"),
+    "Resume": ("pausing", "paused"),
+    "Stop": ("running", "pausing", "paused"),
 }
-MOVING = ("running", "paused", "elsewhere")  # states that may become another without this panel
+MOVING = ("running", "pausing", "paused", "elsewhere")  # states that may become another without this panel
 
 _panels: weakref.WeakSet = weakref.WeakSet()
 
@@ -130,7 +131,7 @@ class LivePanel(Panel):
             if self._drawn != (self.chosen, len(events)):
                 self.chart.chart = DRAWN[self.chosen](self.run) if any(e["event"] in ("step", "eval") for e in events) else blank()
                 self._drawn = (self.chosen, len(events))
-            rests = state not in ("running", "elsewhere") and bool(self._kept)
+            rests = state not in ("running", "pausing", "elsewhere") and bool(self._kept)
             if rests and self._kept_at != (state, *self._drawn):
                 self._kept_at = (state, *self._drawn)
                 self.keep()

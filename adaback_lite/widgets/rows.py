@@ -43,7 +43,7 @@ class SettingRow:
     def __init__(self, name: str, field, value: Any, on_change: Callable[[str, Any], None], live: bool = False):
         self.name, self.kind = name, kind_of(field)
         self._on_change = on_change
-        self._showing: int | None = None  # the thread that shows a value, whose changes are nobody's wish
+        self._showing = threading.local()  # .on in a thread that shows a value: its changes are nobody's wish
         label, tip = name.rpartition(".")[2], f"{name} {setting_help(field)}"
         self.slider = _slider(self.kind, label, tip, live)
         self.entry = _entry(self.kind, "" if self.slider else label, tip)
@@ -64,12 +64,12 @@ class SettingRow:
 
     def show(self, value: Any) -> None:
         """Show a valid value, and no sentence."""
-        self._showing = threading.get_ident()
+        self._showing.on = True
         try:
             self.entry.value = value if self.kind.shape in ("choice", "check") else as_text(value)
             self._slide_to(value)
         finally:
-            self._showing = None
+            self._showing.on = False
         self.say("")
 
     def say(self, sentence: str) -> None:
@@ -83,24 +83,24 @@ class SettingRow:
             self.slider.value = min(max(value, lowest), highest)
 
     def _entered(self, change) -> None:
-        if self._showing == threading.get_ident():
+        if getattr(self._showing, "on", False):
             return
         entered = change["new"] if self.kind.shape in ("choice", "check") else as_value(self.kind, change["new"])
         self._on_change(self.name, entered)
 
     def _slid(self, change) -> None:
-        if self._showing == threading.get_ident():
+        if getattr(self._showing, "on", False):
             return
         value = change["new"]
         if self.kind.scale == "log":
             value = float(f"{value:.2g}")  # nobody means 0.00030199517
         elif not self.kind.whole:
             value = float(f"{value:.10g}")
-        self._showing = threading.get_ident()
+        self._showing.on = True
         try:
             self.entry.value = as_text(value)
         finally:
-            self._showing = None
+            self._showing.on = False
         self._on_change(self.name, value)
 
 
