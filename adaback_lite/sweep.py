@@ -82,7 +82,7 @@ def sweep(notebook: str | os.PathLike, grid, out: str | os.PathLike, jobs: int =
         out: the sweep's folder. It may hold this sweep already, also one over a part of this grid.
         jobs: cells run at the same time; with an executor, cells that share a machine (it sets their CPU threads).
         executor: anything with concurrent.futures' interface, such as Dask's `Client.get_executor()`; its machines must share `out`.
-        again: run the notebook of every cell again, as after a change to it. Runs that are finished stay.
+        again: run every cell anew, as after a change to the notebook. Earlier runs are put aside, in runs-before-N beside the new ones.
 
     A cell that fails is among the failures, and the others go on. On Ctrl-C (and SIGTERM) the running cells are interrupted, so that
     their training writes a checkpoint, their kernels end, and KeyboardInterrupt is raised.
