@@ -137,7 +137,7 @@ def test_a_run_steered_by_hand(page, server, write, tmp_path, app):
     wait_text(panel, "Stopped, with a checkpoint written")
     wait_text(view, "Stopped, with a checkpoint written")
     run = load_run(folder)
-    assert done(panel) == done(view) == last_step(run)
+    until(page, lambda: done(panel) == done(view) == last_step(run), SHORT, "for both views to show the last step")
     screenshot(page, f"live-{app}-5-stopped", panel)
 
     # One sample.
