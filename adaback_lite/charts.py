@@ -20,7 +20,6 @@ import math
 import os
 import struct
 import textwrap
-import warnings
 from pathlib import Path
 
 import altair as alt
@@ -67,10 +66,7 @@ def events_of(run) -> list[dict]:
     folder = run.folder if isinstance(run, Run) else Path(run)
     if not (folder / "events.jsonl").is_file():
         raise UserError(f"{folder} has no events.jsonl, so there is nothing to draw; name the folder of a run that has started.")
-    with warnings.catch_warnings():
-        # A line that is being written while we read is no news to someone who looks at a live chart.
-        warnings.filterwarnings("ignore", message=".*the last line is torn.*")
-        return (run if isinstance(run, Run) else Run(folder)).events
+    return (run if isinstance(run, Run) else Run(folder)).so_far
 
 
 def logs_of(runs) -> dict[str, list[list[dict]]]:
@@ -310,6 +306,29 @@ def intervals(run, ids: list[int] | None = None, title: str | None = None) -> al
     return _titled(chart, title or f"Intervals of single samples ({label})", [*notes, *diagnoses({label: [events]})], 105)
 
 
+def ranked(events: list[dict]) -> list[int]:
+    """The visited samples from the one that needed least to the one that needed most: the rows of `heatmap`, from the bottom."""
+    steps = [e for e in events if e["event"] == "step"]
+    key = _needed(steps)
+    total: dict[int, float] = {}  # of each sample the sum over the steps since its first visit of its value after them
+    held: dict[int, tuple[int, float]] = {}  # (since which step, value)
+    first: dict[int, int] = {}
+    for t, s in enumerate(steps):
+        for i, value in zip(s["ids"], s[key] or s["rho"]):
+            since, before = held.get(i, (t, 0.0))
+            total[i] = total.get(i, 0.0) + (t - since) * before
+            first.setdefault(i, t)
+            held[i] = (t, value)
+    ids = sorted(held)
+    mean = [(total[i] + (len(steps) - held[i][0]) * held[i][1]) / (len(steps) - first[i]) for i in ids]
+    return [ids[n] for n in np.argsort(mean, kind="stable")]
+
+
+def _needed(steps: list[dict]) -> str:
+    """The key of the "step" events that says what a sample needs: its upper end, or where there is none the draw."""
+    return "high" if any(s.get("high") for s in steps) else "rho"
+
+
 def heatmap(run, title: str | None = None) -> alt.Chart:
     """What every sample needs, over the steps: ρ_max where the curriculum keeps one, else the ρ drawn. At most 60 by 40 cells.
 
@@ -318,10 +337,10 @@ def heatmap(run, title: str | None = None) -> alt.Chart:
     """
     label, events, _ = _one(run, "heatmap")
     steps = _of(events, "step")
-    key = "high" if any(s.get("high") for s in steps) else "rho"
+    key = _needed(steps)
     rows = []
     if steps:
-        seen = sorted({i for s in steps for i in s["ids"]})
+        seen = ranked(events)
         place = {i: n for n, i in enumerate(seen)}
         table = np.full((len(seen), len(steps)), np.nan)  # [samples, steps]
         last = np.full(len(seen), np.nan)
@@ -329,7 +348,6 @@ def heatmap(run, title: str | None = None) -> alt.Chart:
             for i, value in zip(s["ids"], s[key] or s["rho"]):
                 last[place[i]] = value
             table[:, t] = last
-        table = table[np.argsort(np.nanmean(table, axis=1), kind="stable")]
         tops = np.array_split(np.arange(len(seen)), min(40, len(seen)))
         lefts = np.array_split(np.arange(len(steps)), min(60, len(steps)))
         for r in tops:

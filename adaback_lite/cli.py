@@ -264,11 +264,9 @@ def say_preset(asked: str | None, taken: str | None, start, config: Config, goes
 
 def where_stopped(out: str) -> str:
     """'at step 40', from the log."""
-    from .runs import read_events
+    from .runs import Run
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a torn last line is no news here
-        saved = [e for e in read_events(Path(out) / "events.jsonl") if e["event"] == "checkpoint"]
+    saved = [e for e in Run(out).so_far if e["event"] == "checkpoint"]
     if not saved:
         return "before the first checkpoint"
     return "in the SFT stage" if saved[-1]["stage"] == "sft" else f"at step {saved[-1]['step']}"

@@ -274,17 +274,30 @@ def load_config(path: str | os.PathLike) -> Config:
     """Read a YAML file. Raises UserError when it is missing, not YAML, or not a valid configuration."""
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"There is no configuration file {path}; check the path.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}); mend or replace it.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _no_yaml(path, error) from None
+    return config_from_yaml(text, str(path))
+
+
+def config_from_yaml(text: str, where: str = "The text") -> Config:
+    """A configuration from YAML. Raises UserError, in one sentence that begins with `where`, when it is not YAML or not valid."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise _no_yaml(where, error) from None
     if not isinstance(data, dict):
-        raise UserError(f"{path} holds no settings; it should look like 'method: adaback', one setting a line.")
+        raise UserError(f"{where} holds no settings; it should look like 'method: adaback', one setting a line.")
     try:
         return make_config(data)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
+
+
+def _no_yaml(where, error: Exception) -> UserError:
+    return UserError(f"{where} cannot be read as YAML ({' '.join(str(error).split())}); mend or replace it.")
 
 
 def dump_config(config: Config) -> str:

@@ -12,7 +12,6 @@ import atexit
 import json
 import threading
 import traceback
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +53,10 @@ class FollowedRun(Run):
                     return read_events(path)
                 self._size += len(whole)
             return self._seen
+
+    @property
+    def so_far(self) -> list[dict]:
+        return self.events
 
 
 class LiveRun(FollowedRun):
@@ -216,9 +219,7 @@ def status(run: Run) -> dict[str, Any]:
     wall            seconds of training
     settings        the settings of config.LIVE as they are now
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a line being written is no news here
-        events = run.events
+    events = run.so_far
     config = run.started_with if isinstance(run, LiveRun) else run.config
     now = flat(settings_now(config, events))
     steps = [e for e in events if e["event"] == "step"]

@@ -6,7 +6,6 @@
 A run's folder holds all that this needs: its settings, and a `change` event for each thing that was changed, with its step.
 """
 
-import warnings
 from pathlib import Path
 
 from .config import override
@@ -28,7 +27,7 @@ def replay(folder, out, *, curriculum=None, progress: bool = True) -> Run:
     from .trainer import train
 
     run = load_run(folder)
-    events = _events(run)
+    events = run.so_far
     if run.folder.resolve() == Path(out).resolve():
         raise UserError(f"The replay of {folder} cannot be written over it; choose another out.")
     own = next((e["curriculum"] for e in events if e["event"] == "start" and "curriculum" in e), None)
@@ -40,7 +39,7 @@ def replay(folder, out, *, curriculum=None, progress: bool = True) -> Run:
     try:
         train(override(run.config, {"out": str(out)}), curriculum=curriculum, resume=True, progress=progress, control=control)
     except KeyboardInterrupt:  # as far as the run went; or Ctrl-C before that
-        if max((e["step"] for e in _events(Run(out)) if e["event"] == "step"), default=0) < steps:
+        if max((e["step"] for e in Run(out).so_far if e["event"] == "step"), default=0) < steps:
             raise
     return Run(out)
 
@@ -51,7 +50,7 @@ def differences(a: Run | str, b: Run | str, most: int = 10) -> list[str]:
     Times, the machine, and when checkpoints were written are not compared. Where `a` is not finished, `b` may go further.
     """
     a, b = (run if isinstance(run, Run) else load_run(run) for run in (a, b))
-    first, second = (_comparable(_events(run)) for run in (a, b))
+    first, second = (_comparable(run.so_far) for run in (a, b))
     found = []
     for number, (x, y) in enumerate(zip(first, second), 1):
         for key in [*x, *(k for k in y if k not in x)]:
@@ -68,12 +67,6 @@ def _comparable(events: list[dict]) -> list[dict]:
     while kept and kept[-1]["event"] == "change":  # made before a step that never came
         kept.pop()
     return kept
-
-
-def _events(run: Run) -> list[dict]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*the last line is torn.*")
-        return run.events
 
 
 def _short(value) -> str:

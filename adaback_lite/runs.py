@@ -59,6 +59,11 @@ class Run:
         return read_events(self.folder / "events.jsonl")
 
     @property
+    def so_far(self) -> list[dict]:
+        """As `events`, for who looks on: that a last line is being written is no news to them, so it is left out without a warning."""
+        return read_events(self.folder / "events.jsonl", warns=False)
+
+    @property
     def summary(self) -> dict | None:
         """The summary of a finished run, else None."""
         path = self.folder / "summary.json"
@@ -115,7 +120,7 @@ def seed_folders(folder: str | os.PathLike) -> list[Path]:
 
 
 def being_written(folder: str | os.PathLike) -> bool:
-    """Whether a process (this one too) is writing the run in a folder."""
+    """Whether a process (this one too) holds the lock of a folder: that of a run, or of a sweep's cell. Asks for a shared lock and gives it back at once."""
     try:
         with open(Path(folder) / "lock", "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -126,8 +131,8 @@ def being_written(folder: str | os.PathLike) -> bool:
     return False
 
 
-def read_events(path: str | os.PathLike) -> list[dict]:
-    """All events of a log. A torn last line (a kill in mid-write) is dropped with a warning; any other bad line is refused."""
+def read_events(path: str | os.PathLike, warns: bool = True) -> list[dict]:
+    """All events of a log. A torn last line (a kill in mid-write) is dropped, with a warning unless `warns` is off; any other bad line is refused."""
     path = Path(path)
     if not path.is_file():
         return []
@@ -141,7 +146,7 @@ def read_events(path: str | os.PathLike) -> list[dict]:
         except ValueError:
             raise UserError(f"{path} is damaged at line {number}; restore it from a copy, or train again into another folder.") from None
         events.append(event)
-    if torn:
+    if torn and warns:
         warnings.warn(f"{path}: the last line is torn (the run was killed while writing it, or is writing now) and is left out.", stacklevel=2)
     return events
 
@@ -297,11 +302,11 @@ def newest_checkpoint(run: Run) -> tuple[dict, dict]:
     raise UserError(f"{run.folder} has no checkpoint yet; train longer, or lower trainer.checkpoint_every.")
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file's content, so that a reader or a kill never sees half of it."""
     temporary = path.with_name(path.name + ".writing")
     try:
-        _write(temporary, text.encode())
+        _write(temporary, content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

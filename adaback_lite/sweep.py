@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from . import grid as grids
 from .errors import UserError
-from .runs import write_atomically
+from .runs import being_written, write_atomically
 from .sweep_cell import ASK_TO_STOP, GRACE, NOTEBOOK, read_result, run_cell, write_result
 from .sweep_table import as_table, cell_rows, read_sweep, write_tables
 
@@ -316,23 +316,11 @@ def stop_cells(out: Path, futures: dict[Future, str]) -> None:
     for future in futures:
         future.cancel()
     until = time.monotonic() + 2 * GRACE
-    while time.monotonic() < until and any(is_held(out / "cells" / name) for name in futures.values()):
+    while time.monotonic() < until and any(being_written(out / "cells" / name) for name in futures.values()):
         try:
             time.sleep(0.1)
         except KeyboardInterrupt:
             (out / ASK_TO_STOP).write_text("now")
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a process is running a cell."""
-    try:
-        with open(folder / "lock", "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ import pandas as pd
 
 from .errors import UserError
 from .results import store as store_result
+from .runs import write_atomically
 from .sweep_cell import read_result
 
 SWEEP_FIELDS = {"notebook", "digest", "grid", "reaches", "parameters", "cells", "command", "commit", "date"}
@@ -114,9 +115,7 @@ def write_tables(out: Path, table: pd.DataFrame) -> None:
     parquet = io.BytesIO()
     table.to_parquet(parquet, index=False)
     for name, data in (("table.csv", table.to_csv(index=False).encode()), ("table.parquet", parquet.getvalue())):
-        temporary = out / f"{name}.writing"
-        temporary.write_bytes(data)
-        temporary.replace(out / name)
+        write_atomically(out / name, data)
 
 
 # ---------------------------------------------------------------- to the stored results

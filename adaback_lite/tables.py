@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 
@@ -107,6 +106,8 @@ def print_runs(facts: list[dict[str, Any]]) -> None:
 
 def run_facts(run) -> dict[str, Any]:
     """What a run's folder says of it, as text; '' for what it does not say. "diagnoses" is a list of sentences."""
+    from .runs import being_written
+
     config, events, summary = run.config, run.events, run.summary
     steps = [e for e in events if e["event"] == "step"]
     evals = [e for e in events if e["event"] == "eval"]
@@ -131,20 +132,6 @@ def run_facts(run) -> dict[str, Any]:
     facts["stopped by"] = summary["stopped_by"] if summary else ""
     facts["diagnoses"] = [f"Step {e['step']}: {e['text']} {e['advice']}" for e in events if e["event"] == "diagnosis"]
     return facts
-
-
-def being_written(folder: Path) -> bool:
-    """Whether a process holds the run's lock. Asks for a shared lock and gives it back at once."""
-    import fcntl
-
-    try:
-        with open(folder / "lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
 
 
 # ---------------------------------------------------------------- models

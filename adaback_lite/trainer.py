@@ -222,12 +222,11 @@ def train(config: Config | dict | None = None, *, curriculum=None, resume: bool 
         writer.open(resume)
         if writer.checkpoints():
             restore(state, writer, config)
-            writer.settle()
         else:
             writer.cut_log(0)  # killed before the first checkpoint: the same run, from its start
-            writer.settle()
             own = {} if curriculum is None else {"curriculum": type(curriculum).__name__}
             writer.emit("start", method=config.method, seed=config.seed, **own, samples=len(task.train), **sizes(model), **about(task, state), machine=machine())
+        writer.settle()
         for event in writer.events:
             if event["event"] == "change":  # made before the checkpoint
                 config = changed(state, config, event["name"], event["value"])
@@ -281,16 +280,19 @@ def _run(state: State, config: Config, task, tokenizer, writer: RunWriter, progr
     def obey(interrupts) -> None:
         """Wait while the run is paused, and stop it where that is asked for, each with a checkpoint of this step."""
         nonlocal started
-        if control.paused:
-            if saved != (state.stage, state.step) or state.stage == "sft":
-                save()
-            since = time.perf_counter()
-            while control.paused and not interrupts.asked:
-                control.wait(0.2)
-            started += time.perf_counter() - since
-        if interrupts.asked or control.stopping(state.step if state.stage == "rl" else -1):
-            if saved != (state.stage, state.step) or state.stage == "sft":
-                save()
+
+        def stops() -> bool:
+            return interrupts.asked or control.stopping(state.step if state.stage == "rl" else -1)
+
+        if not (control.paused or stops()):
+            return
+        if saved != (state.stage, state.step) or state.stage == "sft":
+            save()
+        since = time.perf_counter()
+        while control.paused and not interrupts.asked:
+            control.wait(0.2)
+        started += time.perf_counter() - since
+        if stops():
             raise KeyboardInterrupt
 
     with Interrupts() as interrupts:

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from pydantic import Field, create_model
 
 from adaback_lite import UserError, cli, config, make_config
-from adaback_lite.config import GROUPS, LIVE, Config, dump_config, flat, load_config, override, setting_names
+from adaback_lite.config import GROUPS, LIVE, Config, config_from_yaml, dump_config, flat, load_config, override, setting_names
 from adaback_lite.options import chosen_config, given_settings
 from adaback_lite.widgets import controls, export, settings_panel
 from adaback_lite.widgets.draft import Draft
-from adaback_lite.widgets.export import config_from_yaml, differing, download_link, notebook_parameters, papermill_command, train_command, write_yaml
+from adaback_lite.widgets.export import differing, download_link, notebook_parameters, papermill_command, train_command, write_yaml
 from adaback_lite.widgets.kinds import as_text, as_value, kind_of
 
 from . import helpers  # noqa: F401  (the "steady" profile)

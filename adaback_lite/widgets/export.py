@@ -9,7 +9,7 @@ from typing import Any
 import nbformat
 import yaml
 
-from ..config import Config, dump_config, flat, make_config, setting_names
+from ..config import Config, dump_config, flat, setting_names
 from ..errors import UserError
 from ..runs import write_atomically
 from .kinds import as_text
@@ -19,20 +19,6 @@ def differing(config: Config) -> dict[str, Any]:
     """The settings by dotted name that differ from the defaults."""
     default, now = flat(Config()), flat(config)
     return {name: now[name] for name in now if now[name] != default[name]}
-
-
-def config_from_yaml(text: str, where: str = "The text") -> Config:
-    """A configuration from YAML. Raises UserError, in one sentence that begins with `where`, when it is not YAML or not valid."""
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} cannot be read as YAML ({' '.join(str(error).split())}); mend or replace it.") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{where} holds no settings; it should look like 'method: adaback', one setting a line.")
-    try:
-        return make_config(data)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
 
 
 def write_yaml(config: Config, path: str | os.PathLike) -> Path:

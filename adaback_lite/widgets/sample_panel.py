@@ -2,10 +2,10 @@
 
 import altair as alt
 import ipywidgets as w
-import numpy as np
 from IPython.display import HTML
 
 from .. import charts
+from ..charts import ranked
 from ..errors import UserError
 from ..live import FollowedRun
 from ..runs import Run, load_run
@@ -32,24 +32,6 @@ def sample(run, id: int | None = None, step: int | None = None, headless: bool |
     return SamplePanel(run if isinstance(run, FollowedRun) else FollowedRun((run if isinstance(run, Run) else load_run(run)).folder), id, step, headless)
 
 
-def ranked(events: list[dict]) -> list[int]:
-    """The visited samples from the one that needed least to the one that needed most: the rows of `charts.heatmap`, from the bottom."""
-    steps = [e for e in events if e["event"] == "step"]
-    key = "high" if any(s.get("high") for s in steps) else "rho"
-    total: dict[int, float] = {}  # of each sample the sum over the steps since its first visit of its value after them
-    held: dict[int, tuple[int, float]] = {}  # (since which step, value)
-    first: dict[int, int] = {}
-    for t, s in enumerate(steps):
-        for i, value in zip(s["ids"], s[key] or s["rho"]):
-            since, before = held.get(i, (t, 0.0))
-            total[i] = total.get(i, 0.0) + (t - since) * before
-            first.setdefault(i, t)
-            held[i] = (t, value)
-    ids = sorted(held)
-    mean = [(total[i] + (len(steps) - held[i][0]) * held[i][1]) / (len(steps) - first[i]) for i in ids]
-    return [ids[n] for n in np.argsort(mean, kind="stable")]
-
-
 def selectable(heatmap: alt.Chart) -> alt.Chart:
     """The heat map, with a click on a cell as the selection "cell"; the cell keeps its colour and gets a border."""
     cell = alt.selection_point(name="cell", fields=["left", "right", "bottom", "top"], empty=False)
@@ -65,11 +47,11 @@ class SamplePanel(Panel):
         super().__init__(headless)
         self.run, self.id, self.step = run, id, step
         self._filling = False
-        if self.id is None:
-            self.id = next(reversed(ranked(run.events)), None)
         if not self.headless:
             self.box = self._build()
             self.guarded(self.refresh)()
+        elif self.id is None:
+            self.id = next(reversed(ranked(run.events)), None)
 
     def static(self) -> list:
         try:

@@ -7,10 +7,10 @@ from typing import Any
 import ipywidgets as w
 from IPython.display import HTML
 
-from ..config import GROUPS, LIVE, Config, dump_config, flat, load_config, make_config, override, setting_names
+from ..config import GROUPS, LIVE, Config, config_from_yaml, dump_config, flat, load_config, make_config, override, setting_names
 from ..errors import UserError
 from .draft import Draft
-from .export import config_from_yaml, differing, download_link, papermill_command, train_command, write_yaml
+from .export import differing, download_link, papermill_command, train_command, write_yaml
 from .kinds import as_text
 from .panel import Panel
 from .rows import SettingRow, paragraph

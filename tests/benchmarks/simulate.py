@@ -27,7 +27,7 @@ from adaback_lite import simulation_charts
 from adaback_lite.config import CurriculumSettings
 from adaback_lite.curricula import make_curriculum
 from adaback_lite.simulate import BATCH, VISITS, LearnerSettings, simulate
-from tests.benchmarks.step import commit, cpu_model
+from tests.benchmarks.step import cpu_model, stamped, write
 
 GOAL = 0.1
 METHODS = ("adaback", "frontier", "r3", "uft", "anneal", "rl")
@@ -112,10 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="also write the JSON here, with commit and command")
     args = parser.parse_args(argv)
     result = benchmark(args.samples, args.visits, args.batch_size, args.repeats)
-    if args.out:
-        command = "python -m tests.benchmarks.simulate " + " ".join(sys.argv[1:] if argv is None else argv)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({**result, "commit": commit(), "command": command.strip()}, indent=1) + "\n", encoding="utf-8")
+    write(args.out, stamped(result, "tests.benchmarks.simulate", argv))
     print(json.dumps(result))
     return 0
 

@@ -448,6 +448,18 @@ def benchmark(size: Size = Size(), repeats: int = 7, warmup: int = 2, with_trl: 
     }
 
 
+def stamped(result: dict, module: str, argv: list[str] | None) -> dict:
+    """A benchmark's result with what made it."""
+    return {**result, "commit": commit(), "command": " ".join([f"python -m {module}", *(sys.argv[1:] if argv is None else argv)])}
+
+
+def write(out: Path | None, result: dict) -> None:
+    """The result as JSON, where --out names a file."""
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
 def commit() -> str | None:
     """HEAD of this checkout, with '+' when the library differs from it."""
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
@@ -480,10 +492,7 @@ def main(argv: list[str] | None = None) -> int:
             result = {"mb": measure_memory(spec["side"], Size(**spec["size"]), spec["reveal"], setting["per_device_train_batch_size"], cache)}
         else:
             result = benchmark(Size(prompts=args.prompts), args.repeats, args.warmup)
-            if args.out:
-                command = "python -m tests.benchmarks.step " + " ".join(sys.argv[1:] if argv is None else argv)
-                args.out.parent.mkdir(parents=True, exist_ok=True)
-                args.out.write_text(json.dumps({**result, "commit": commit(), "command": command.strip()}, indent=1) + "\n", encoding="utf-8")
+            write(args.out, stamped(result, "tests.benchmarks.step", argv))
     print(json.dumps(result))
     return 0
 

@@ -44,7 +44,7 @@ from adaback_lite.evaluate import make_prefix, shown_at
 from adaback_lite.grpo import policy_loss, token_weights
 from adaback_lite.packing import Prefix, packed_logprobs
 from adaback_lite.seeding import numpy_generator, torch_generator
-from tests.benchmarks.step import Peak, commit, cpu_model
+from tests.benchmarks.step import Peak, cpu_model, stamped, write
 from tests.language import byte_model, byte_tokenizer, saved, stir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -402,11 +402,9 @@ def main(argv: list[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return 2 if isinstance(error, UserError) else 1
     result["work"]["model"] = args.model
-    result |= {"commit": commit(), "command": " ".join(["python -m tests.benchmarks.update", *(sys.argv[1:] if argv is None else argv)])}
+    result = stamped(result, "tests.benchmarks.update", argv)
     Console(width=None if sys.stdout.isatty() else 140).print(table(result))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(args.out, result)
     return 0
 
 
