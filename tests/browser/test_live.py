@@ -224,5 +224,5 @@ def test_two_starts_at_once(page, server, write):
     screenshot(two, "elsewhere", panel)
     press(cell_output(page, PANEL), "Stop")
     wait_text(panel, "Stopped, with a checkpoint written")
-    assert done(panel) == done(cell_output(page, PANEL))
+    until(two, lambda: done(panel) == done(cell_output(page, PANEL)), SHORT, "for both views to show the last step")
     menu(two, "File", "Save Notebook")
