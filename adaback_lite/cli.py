@@ -201,6 +201,7 @@ def run_train(args: argparse.Namespace, words: list[str]) -> int:
     config = chosen_config(given, start, args.resume, out, preset_name)
     say_preset(args.preset, preset_name, start, config, goes_on, begins=not goes_on)
     make_base_if_needed(config, args.quiet)
+    from .tables import print_result
     from .trainer import train
 
     try:
@@ -239,6 +240,7 @@ def train_seeds(args: argparse.Namespace, given: dict, start, preset_name: str |
     say_preset(args.preset, preset_name, start, configs[0], goes_on, begins=not all(holds_run(c.out) for c in configs))
     make_base_if_needed(configs[0], args.quiet)
     from .parallel import train_many
+    from .tables import print_result
 
     try:
         runs = train_many(configs, jobs=args.jobs, resume=args.resume, progress=not args.quiet)
@@ -270,19 +272,6 @@ def where_stopped(out: str) -> str:
     if not saved:
         return "before the first checkpoint"
     return "in the SFT stage" if saved[-1]["stage"] == "sft" else f"at step {saved[-1]['step']}"
-
-
-def print_result(run) -> None:
-    """What a finished run came to, and what it saw go wrong."""
-    s = run.summary
-    low, high = s["test_accuracy_ci95"]
-    print(
-        f"{run.folder}: {s['method']}, seed {s['seed']}: test accuracy {s['test_accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f}, {s['test_right']} of {s['test_n']}),"
-        f" {s['wall_seconds']:.1f} s, {s['steps']} steps, {s['rollouts']:,} rollouts, stopped by {s['stopped_by']}"
-    )
-    for event in run.events:
-        if event["event"] == "diagnosis":
-            print(f"  step {event['step']}: {event['text']} {event['advice']}")
 
 
 # ---------------------------------------------------------------- base

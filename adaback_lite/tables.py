@@ -77,6 +77,7 @@ def sampled_in_words(result: dict) -> str:
     seeds = f", with each of {len(result['seeds'])} seeds" if len(result["seeds"]) > 1 else ""
     return f"{result['n']} {result['split']} problems, {result['samples']} {'output' if result['samples'] == 1 else 'outputs'} each{seeds}"
 
+
 # ---------------------------------------------------------------- runs
 
 
@@ -132,6 +133,19 @@ def run_facts(run) -> dict[str, Any]:
     facts["stopped by"] = summary["stopped_by"] if summary else ""
     facts["diagnoses"] = [f"Step {e['step']}: {e['text']} {e['advice']}" for e in events if e["event"] == "diagnosis"]
     return facts
+
+
+def print_result(run) -> None:
+    """What a finished run came to, and what it saw go wrong."""
+    s = run.summary
+    low, high = s["test_accuracy_ci95"]
+    print(
+        f"{run.folder}: {s['method']}, seed {s['seed']}: test accuracy {s['test_accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f}, {s['test_right']} of {s['test_n']}),"
+        f" {s['wall_seconds']:.1f} s, {s['steps']} steps, {s['rollouts']:,} rollouts, stopped by {s['stopped_by']}"
+    )
+    for event in run.events:
+        if event["event"] == "diagnosis":
+            print(f"  step {event['step']}: {event['text']} {event['advice']}")
 
 
 # ---------------------------------------------------------------- models

@@ -3,6 +3,8 @@
 A task is any object with these parts; `parity.Parity` is the example to read.
 
     train, val, test   lists of Sample, in a fixed order; a sample's place in `train` is its id for the curriculum
+    as_prompt(sample)  the prompt as it is told to a library: text, or chat messages
+    steps(sample)      the rationale's reasoning steps, as texts
     prompt_ids(sample) token ids and position ids of the prompt
     rationale_ids(sample)  token ids of the whole rationale, without the end token
     step_ends(sample)  numbers of rationale tokens after which a reasoning step is complete, ascending, the last is all of them

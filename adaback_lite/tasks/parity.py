@@ -92,6 +92,14 @@ class Parity:
             out.append(f"{y[i]}{z}")
         return "".join(out)
 
+    def as_prompt(self, sample: Sample) -> str:
+        """The prompt as it is told to a library: text, `<bos>` included, since the tokenizer adds none."""
+        return self.tokenizer.bos_token + sample.prompt
+
+    def steps(self, sample: Sample) -> list[str]:
+        """The pairs Y_i Z_i."""
+        return [sample.rationale[i : i + 2] for i in range(0, len(sample.rationale), 2)]
+
     def prompt_ids(self, sample: Sample) -> tuple[list[int], list[int], int]:
         """Token ids of `<bos>X=`, their position ids, and the position id of the first output token."""
         ids = [self.tokenizer.bos_token_id] + [self._token[c] for c in sample.prompt]

@@ -75,33 +75,39 @@ class TextTask:
         """The rationale as the model is to see and write it."""
         return sample.rationale if self.settings.notes else strip_notes(sample.rationale)
 
+    def steps(self, sample: Sample) -> list[str]:
+        """The rationale's reasoning steps, which together are `text`."""
+        return steps_of(self.text(sample))
+
     def prompt_ids(self, sample: Sample) -> tuple[list[int], list[int], int]:
         """Token ids of the prompt, their position ids, and the position id of the first token that follows."""
         if sample.prompt not in self._prompts:
-            self._prompts[sample.prompt] = self._encode_prompt(sample.prompt)
+            self._prompts[sample.prompt] = self._encode_prompt(self.as_prompt(sample))
         ids = self._prompts[sample.prompt]
         return ids, list(range(len(ids))), len(ids)
 
-    def _encode_prompt(self, question: str) -> list[int]:
+    def as_prompt(self, sample: Sample) -> list[dict] | str:
+        """The prompt as it is told to a library: chat messages, the last the user's, or (without a chat template) text."""
         if self.chat:
             turns = []
-            for asked, answered in [*self.demonstrations, (question, None)]:
+            for asked, answered in [*self.demonstrations, (sample.prompt, None)]:
                 turns.append({"role": "user", "content": f"{asked}\n\n{self.instruction}"})
                 if answered is not None:
                     turns.append({"role": "assistant", "content": answered})
-            return list(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False, date_string=DATE))
+            return turns
         solved = "".join(f"Question: {asked}\n\nAnswer:\n{answered}\n\n" for asked, answered in self.demonstrations)
-        ids = self.tokenizer(f"{self.instruction}\n\n{solved}Question: {question}\n\nAnswer:\n").input_ids  # with a BOS token where the tokenizer adds one
+        return f"{self.instruction}\n\n{solved}Question: {sample.prompt}\n\nAnswer:\n"
+
+    def _encode_prompt(self, prompt: list[dict] | str) -> list[int]:
+        if self.chat:
+            return list(self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False, date_string=DATE))
+        ids = self.tokenizer(prompt).input_ids  # with a BOS token where the tokenizer adds one
         return ids[:-1] if ids[-1] == self.tokenizer.eos_token_id else ids  # some add an end token, after which nothing would follow
 
     def _encode_rationale(self, sample: Sample) -> tuple[list[int], list[int]]:
         """(token ids, step ends)."""
         if sample.rationale not in self._rationales:
-            ids, ends = [], []
-            for step in steps_of(self.text(sample)):
-                ids += self.tokenizer(step, add_special_tokens=False).input_ids
-                ends.append(len(ids))
-            self._rationales[sample.rationale] = ids, ends
+            self._rationales[sample.rationale] = encode_steps(self.tokenizer, self.steps(sample))
         return self._rationales[sample.rationale]
 
     def rationale_ids(self, sample: Sample) -> list[int]:
@@ -114,13 +120,8 @@ class TextTask:
 
     def answer_tokens(self, sample: Sample) -> int:
         """Tokens at the end of the rationale, from the last answer on: they are never shown."""
-        text, ids = self.text(sample), self.rationale_ids(sample)
-        # A solution may box its answer more than once: the first box counts, or a prefix would hold the answer already.
-        start = text.index("\\boxed") if self.boxed and "\\boxed" in text else text.rindex("#### ") + 5 if "#### " in text else len(text) - 1
-        tail = 1
-        while tail < len(ids) and len(self.tokenizer.decode(ids[: len(ids) - tail])) > start:
-            tail += 1
-        return tail
+        text = self.text(sample)
+        return tokens_from(self.tokenizer, self.rationale_ids(sample), answer_start(text, self.boxed))
 
     def max_new(self, sample: Sample, shown: int) -> int:
         """Tokens that may be written, the end token included, after the first `shown` of the rationale."""
@@ -155,6 +156,33 @@ def steps_of(text: str) -> list[str]:
         else:
             steps[-1] += line
     return steps
+
+
+def encode_steps(tokenizer, steps: list[str]) -> tuple[list[int], list[int]]:
+    """(token ids, step ends) of a rationale, tokenised step by step, so that a step always ends at the end of a token."""
+    ids, ends = [], []
+    for step in steps:
+        ids += tokenizer(step, add_special_tokens=False).input_ids
+        ends.append(len(ids))
+    return ids, ends
+
+
+def answer_start(text: str, boxed: bool, answer: str = "") -> int:
+    """The character at which a rationale's answer begins: in its box, after its last "#### ", where `answer` stands last, else the last character."""
+    # A solution may box its answer more than once: the first box counts, or a prefix would hold the answer already.
+    if boxed and "\\boxed" in text:
+        return text.index("\\boxed")
+    if "#### " in text:
+        return text.rindex("#### ") + 5
+    return text.rindex(answer) if answer and answer in text else len(text) - 1
+
+
+def tokens_from(tokenizer, ids: list[int], start: int) -> int:
+    """How many tokens at the end of `ids` hold the text from character `start` on; at least one."""
+    tail = 1
+    while tail < len(ids) and len(tokenizer.decode(ids[: len(ids) - tail])) > start:
+        tail += 1
+    return tail
 
 
 def check_template(tokenizer) -> None:

@@ -1,0 +1,469 @@
+"""The curricula of this library inside TRL's `GRPOTrainer`: an ordinary script and three lines.
+
+    from adaback_lite.trl import CurriculumGRPO                          # 1
+
+    adaback = CurriculumGRPO(dataset, correct, method="adaback")         # 2
+    trainer = GRPOTrainer(model, args=args, **adaback.hooks())           # 3: in place of train_dataset= and reward_funcs=
+
+TRL and accelerate do the rest: GPUs, nodes, DeepSpeed, FSDP, vLLM. Nothing of TRL is patched or derived from; a step goes
+
+    train_dataset   each prompt knows its sample (`Prompt`), for TRL hands a rollout function prompts and nothing else
+    rollout_func    gather the samples of all processes, reveal(samples) alike on each, then TRL's own sampling after prompt + prefix
+    reward_funcs    `correct` sees whole outputs, the revealed prefix in front; gather its rewards, update(samples, rho, mean of the group)
+    callbacks       the curriculum's state goes into TRL's checkpoints (trainer_state.json) and comes back from there
+
+To TRL the revealed prefix is prompt, with the same token ids in sampling and in the loss. In evaluation nothing is revealed.
+Every process makes the same draws and hears of all rewards, so the curriculum of N processes is that of one.
+What is assumed of TRL, tests/test_trl.py asserts line by line; a TRL that was not tested is refused.
+"""
+
+import functools
+import hashlib
+import inspect
+import json
+import os
+import time
+import warnings
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+from accelerate.utils import gather_object
+from packaging.version import Version
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from .config import make_config
+from .curricula import make_curriculum, tokens_shown
+from .errors import UserError
+from .runs import read_events
+from .tasks.text import answer_start, check_template, encode_steps, steps_of, tokens_from
+from .trainer import checked_rho, machine
+
+# Tested releases. rollout_func is experimental and two methods that `rollout` calls are private, so each release may change them.
+OLDEST, TOO_NEW = "1.16", "1.17"
+EVENTS = "events.jsonl"
+COLUMNS = ("prompt", "rationale", "id")
+NUMBERS = ("batches", "rollouts", "generated_tokens", "accuracy")  # of a CurriculumGRPO, in its checkpoints
+
+
+def check_version() -> None:
+    """Raise UserError unless a release of TRL is installed that this module was tested with."""
+    try:
+        version = metadata.version("trl")
+    except metadata.PackageNotFoundError:
+        raise UserError("TRL is not installed; install it with: pip install 'adaback-lite[trl]'") from None
+    if not Version(OLDEST) <= Version(version) < Version(TOO_NEW):
+        age = "old" if Version(version) < Version(OLDEST) else "new"
+        raise UserError(f"TRL {version} is too {age} for adaback_lite.trl, which is tested with {OLDEST}; install that with: pip install 'trl>={OLDEST},<{TOO_NEW}'")
+
+
+check_version()
+
+
+class Prompt(str):
+    """A prompt's text, or that of its last message, that knows the number of its sample."""
+
+    sample: int
+
+    def __new__(cls, text: str, sample: int = -1):
+        self = super().__new__(cls, text)
+        self.sample = sample
+        return self
+
+
+class Visit(NamedTuple):
+    """One generation batch of all processes together: B groups of G rollouts."""
+
+    samples: np.ndarray  # [B] numbers of samples
+    rho: np.ndarray  # [B]
+    shown: list[int]  # [B] tokens
+    group: int  # G
+
+
+class CurriculumGRPO(TrainerCallback, ExportableState):
+    """A curriculum for one `GRPOTrainer`.
+
+    Args:
+        dataset: a datasets.Dataset with the columns
+            prompt     text, or chat messages of which the last is not the assistant's
+            rationale  a correct solution: a text, whose lines are its steps, or a list of steps
+            id         a number or text that no other row has
+            answer     (may be missing) the final answer as it stands in the rationale; it is never shown, nor is what follows "#### " or stands in \\boxed
+        reward: a reward function as TRL takes it, 1 for a right output and 0 for a wrong one: its mean over a group is what the curriculum hears.
+            It is given `completions` with the revealed prefix in front; `completion_ids` holds only what was written.
+        method: adaback, rl, r3, r3-staged, uft, anneal, frontier or constant.
+        curriculum: an instance with `reveal` and `update` (see curricula.py), in place of the method's own.
+        settings: any of the curriculum's settings by name: `tau=0.3, alpha=0.1`.
+
+    The seed of the draws is TRL's `args.seed`. `curriculum` is there once training has begun. events.jsonl in `args.output_dir` has
+    a `start`, a `step` for each generation batch and an `eval` for each evaluation, as our own runs have (runs.py), with the
+    dataset's ids; charts.rho, intervals, heatmap, reward and compare draw it.
+
+    Raises UserError in one sentence for whatever is wrong with the data or the settings.
+    """
+
+    def __init__(self, dataset, reward, method: str = "adaback", *, curriculum=None, **settings):
+        config = make_config({f"curriculum.{name}": value for name, value in settings.items()}, method=method)
+        if config.uses_sft:
+            raise UserError(f"method is {method}, but inside TRL only the RL stage is ours; train with TRL's SFTTrainer first, and start from its result with an RL method.")
+        if not callable(reward) or inspect.iscoroutinefunction(reward):
+            raise UserError("reward must be a plain function that returns a number for each completion; give models and coroutines as hooks(reward_funcs=[...]).")
+        self.method, self.settings, self.name = method, config.curriculum, config.curriculum_name
+        self.given, self.reward, self.curriculum = curriculum, reward, None
+        self.ids, self.rationales, self.answers = check_dataset(dataset)
+        number, chat = {name: i for i, name in enumerate(self.ids)}, not isinstance(dataset[0]["prompt"], str)
+        self.conversational = chat
+
+        def numbered(batch: dict) -> dict:
+            return batch | {"prompt": [with_sample(prompt, number[name]) for prompt, name in zip(batch["prompt"], batch["id"])]}
+
+        self.dataset = dataset.with_transform(numbered)
+        self.batches, self.rollouts, self.generated_tokens, self.wall = 0, 0, 0, 0.0
+        self._visit: Visit | None = None
+        self._judged: list[float] = []  # rewards of this process in the evaluation that goes on
+        self.evaluated: list[float] = []  # rewards of all processes in the last evaluation
+        self.accuracy = 0.0  # their mean in the last one that was not given a prefix of its own
+        self._encoded: dict[int, tuple[list[int], list[int], int]] = {}
+
+    def hooks(self, reward_funcs=(), callbacks=()) -> dict:
+        """The arguments of `GRPOTrainer` by which it is steered. Further reward functions and callbacks of your own go in here."""
+        rewards, more = [self._rewarded(), *reward_funcs], [self, *callbacks]
+        return {"train_dataset": self.dataset, "reward_funcs": rewards, "rollout_func": self.rollout, "callbacks": more}
+
+    # ------------------------------------------------------------ the step
+
+    def rollout(self, prompts: list, trainer) -> dict:
+        """TRL's rollout_func. `prompts` are this process's rows, each group's prompt G times; returns a row for each."""
+        prompt_ids, images, fields = trainer._tokenize_prompts(prompts)
+        if images or fields:
+            raise UserError("The prompts hold images; a curriculum of rationales works on text only.")
+        # Some tokenizers add an end token, after which nothing would follow.
+        prompt_ids = [ids[:-1] if ids[-1] in trainer.eos_token_ids else list(ids) for ids in prompt_ids]
+        extra, training = {}, trainer.model.training
+        if training:
+            samples = [sample_of(prompt) for prompt in prompts]
+            check_start(prompt_ids[0], trainer.processing_class)
+            mine = self._reveal(samples, trainer)
+            revealed = [self._rationale(i, trainer.processing_class)[0][:shown] for i, shown in zip(samples, np.repeat(self._visit.shown, self._visit.group)[mine])]
+            prompt_ids = [ids + prefix for ids, prefix in zip(prompt_ids, revealed)]
+            extra = {"revealed": revealed, "rho": np.repeat(self._visit.rho, self._visit.group)[mine].tolist()}
+        group = trainer.num_generations if training else trainer.num_generations_eval
+        completion_ids, logprobs = trainer._generate_single_turn(prompt_ids, None, {}, group)
+        return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": logprobs, **extra}
+
+    def _reveal(self, samples: list[int], trainer) -> slice:
+        """Draw for the batch of all processes: each asks the same curriculum the same question, so all get the same answer. Returns this process's rows."""
+        if self.curriculum is None:
+            raise UserError("The curriculum was not told that training began; give GRPOTrainer all of **hooks(), its callbacks too.")
+        rows = np.array(gather_object(samples)).reshape(-1, trainer.num_generations)  # [B, G] of all processes, in their order
+        if (rows != rows[:, :1]).any():
+            raise UserError(f"A group of {trainer.num_generations} rollouts is not of one sample; give GRPOTrainer the dataset of hooks(), and leave its sampler as it is.")
+        batch = rows[:, 0]
+        rho = checked_rho(self.curriculum.reveal(batch, self.batches), len(batch))
+        shown = [self._shown(share, i, trainer.processing_class) for share, i in zip(rho, batch)]
+        self._visit = Visit(batch, rho, shown, trainer.num_generations)
+        first = trainer.accelerator.process_index * len(samples)
+        return slice(first, first + len(samples))
+
+    def _rationale(self, i: int, tokenizer) -> tuple[list[int], list[int], int]:
+        """(token ids, step ends, tokens that are never shown) of a sample's rationale."""
+        if i not in self._encoded:
+            steps, text = self.rationales[i], "".join(self.rationales[i])
+            ids, ends = encode_steps(tokenizer, steps)
+            start = answer_start(text, "#### " not in text, self.answers[i])
+            self._encoded[i] = ids, ends, max(self.settings.min_hidden, tokens_from(tokenizer, ids, start))
+        return self._encoded[i]
+
+    def _shown(self, rho: float, i: int, tokenizer) -> int:
+        _, ends, hidden = self._rationale(i, tokenizer)
+        return tokens_shown(rho, ends, self.settings.unit, hidden)
+
+    def _rewarded(self):
+        """`reward` on whole outputs, heard by the curriculum. A function, because TRL names its metrics after it."""
+
+        @functools.wraps(self.reward)
+        def reward(prompts, completions, completion_ids, **columns):
+            prefixes = columns.get("revealed")  # there in training only
+            if prefixes is not None:
+                whole = self._tokenizer.batch_decode([a + b for a, b in zip(prefixes, completion_ids)], skip_special_tokens=True)
+                completions = [[{"role": "assistant", "content": text}] for text in whole] if self.conversational else whole
+            rewards = self.reward(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
+            rewards = [None if r is None else float(r) for r in rewards]
+            if prefixes is None:
+                self._judged += [r for r in rewards if r is not None]
+            else:
+                self._update(rewards, completion_ids, columns["log_metric"])
+            return rewards
+
+        return reward
+
+    def _update(self, rewards: list[float | None], completion_ids: list[list[int]], log_metric) -> None:
+        """Tell the curriculum, on every process, of the groups of all of them. A group without any reward (all None) is no news."""
+        samples, rho, shown, group = self._visit
+        every = gather_object([(r, len(ids)) for r, ids in zip(rewards, completion_ids)])
+        table = np.array([np.nan if r is None else r for r, _ in every], dtype=np.float64).reshape(-1, group)  # [B, G]
+        known = ~np.isnan(table).all(axis=1)  # [B]
+        mean = np.nanmean(table[known], axis=1)
+        self.curriculum.update(samples[known], rho[known], mean)
+        self.batches += 1
+        self.rollouts += table.size
+        self.generated_tokens += sum(length for _, length in every)
+        for name, value in (("rho", rho.mean()), ("shown_tokens", np.mean(shown))):
+            log_metric(f"curriculum/{name}", float(value))
+        low, high = getattr(self.curriculum, "rho_min", None), getattr(self.curriculum, "rho_max", getattr(self.curriculum, "frontier", None))
+        self._emit(
+            "step",
+            step=self.batches,
+            rollouts=self.rollouts,
+            generated_tokens=self.generated_tokens,
+            ids=[self.ids[i] for i in samples],
+            rho=rho.round(4).tolist(),
+            reward=[round(float(m), 4) for m in np.where(known, np.nanmean(np.where(known[:, None], table, 0.0), axis=1), 0.0)],
+            shown=shown,
+            low=None if low is None else low[samples].round(4).tolist(),
+            high=None if high is None else high[samples].round(4).tolist(),
+            mean_reward=float(mean.mean()) if len(mean) else 0.0,
+            mean_rho=float(rho.mean()),
+            grad_groups=float((np.nanmax(table[known], axis=1) > np.nanmin(table[known], axis=1)).sum() / len(table)),
+        )
+
+    # ------------------------------------------------------------ TRL's callbacks
+
+    def on_init_end(self, args, state, control, **_):
+        """Refuse what would silently do something else."""
+        if args.remove_unused_columns:
+            raise UserError("remove_unused_columns is on, which drops the rationales from the dataset; leave it False, as GRPOConfig has it.")
+        if args.restore_callback_states_from_checkpoint:
+            raise UserError("restore_callback_states_from_checkpoint is on, which would replace the curriculum; leave it False, the curriculum restores itself.")
+        updates = args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps
+        if updates > 1 and args.save_strategy == "steps" and args.save_steps % updates:
+            warnings.warn(
+                f"A generation batch is used for {updates} steps and save_steps is {args.save_steps}: TRL does not save a batch that is half used, so a resumed run "
+                f"samples it anew, and the curriculum counts it twice; make save_steps a multiple of {updates}.",
+                stacklevel=2,
+            )
+
+    def on_train_begin(self, args, state, control, processing_class=None, **_):
+        """A new curriculum for a new run, the checkpoint's for one that goes on."""
+        self._tokenizer, self._folder = processing_class, Path(args.output_dir)
+        self._writes, self._began, self._facts = state.is_world_process_zero, time.time(), self._about(args)
+        self._check_tokenizer(processing_class)
+        n_steps = [max(len(steps), 1) for steps in self.rationales]
+        self.curriculum = self.given or make_curriculum(self.name, self.settings, len(self.ids), args.seed, n_steps)
+        if state.global_step:
+            self._restore((state.stateful_callbacks or {}).get(type(self).__name__) or {})
+            return
+        if any(self._folder.glob("checkpoint-*")) or any(e["event"] == "end" for e in read_events(self._folder / EVENTS, warns=False)):
+            raise UserError(
+                f"{self._folder} holds a run already; go on with it by trainer.train(resume_from_checkpoint=last_checkpoint({str(self._folder)!r})), or choose another output_dir."
+            )
+        self.batches, self.rollouts, self.generated_tokens, self.accuracy, self.wall = 0, 0, 0, 0.0, 0.0
+        self._cut_log(0)  # killed before its first checkpoint: the same run, from its start
+        self._start(args)
+
+    def on_evaluate(self, args, state, control, metrics=None, **_):
+        """What nothing revealed gives: the mean of `reward` over all processes."""
+        self.evaluated, self._judged = gather_object(self._judged), []
+        if self.evaluated and self.curriculum is not None and "eval_loss" in (metrics or {}):  # not with a prefix of the user's, as of a test set
+            n, right = len(self.evaluated), sum(self.evaluated)
+            self.accuracy = right / n
+            self._emit("eval", stage="rl", step=self.batches, rollouts=self.rollouts, generated_tokens=self.generated_tokens, n=n, right=right, accuracy=self.accuracy)
+
+    def on_train_end(self, args, state, control, **_):
+        self._emit("end", step=self.batches)
+
+    # ------------------------------------------------------------ saved and restored
+
+    def state(self) -> dict:
+        """What TRL writes into trainer_state.json. Floats keep every bit: JSON writes the shortest text that reads back the same."""
+        if self.curriculum is None:
+            return {"args": {}, "attributes": {}}
+        numbers = {name: getattr(self, name) for name in NUMBERS} | {"wall": self.seconds}
+        path = self._folder / EVENTS
+        size = path.stat().st_size if path.is_file() else 0
+        kept = self.curriculum.state_dict() if hasattr(self.curriculum, "state_dict") else None
+        return {"args": {}, "attributes": {**numbers, "log_size": size, "facts": self._facts, "curriculum": kept}}
+
+    def _restore(self, saved: dict) -> None:
+        """Go on exactly where a checkpoint was written. Raises UserError when it is not of this run."""
+        saved = saved.get("attributes") or {}
+        if not saved:
+            raise UserError("The checkpoint was written without this curriculum, so there is nothing to go on from; start anew in another output_dir.")
+        before, now = saved["facts"], self._facts
+        if before["processes"] != now["processes"]:
+            raise UserError(
+                f"The checkpoint was written by {_count(before['processes'], 'process')} and is resumed by {now['processes']}, but it holds a random state for each of them; "
+                f"launch with --num_processes {before['processes']}, or start anew in another output_dir."
+            )
+        for name, value in before.items():
+            if value != now[name]:
+                told = "" if name == "samples" else f" ({value}, now {now[name]})"
+                raise UserError(f"The checkpoint was written with other {name}{told}; resume with the same, or start anew in another output_dir.")
+        try:
+            self.curriculum.load_state_dict(saved["curriculum"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"The checkpoint does not fit this curriculum ({error}); resume with the one it was started with, derived from adaback_lite.Curriculum.") from None
+        for name in (*NUMBERS, "wall"):
+            setattr(self, name, saved[name])
+        self._cut_log(saved["log_size"])
+        self._emit("resume", stage="rl", step=self.batches)
+
+    def _about(self, args) -> dict:
+        """What a checkpoint and the run that resumes it must have in common. `samples` is a digest of the ids, in their order."""
+        digest = hashlib.blake2b(json.dumps(self.ids).encode(), digest_size=16).hexdigest()
+        settings = {k: v for k, v in self.settings.model_dump(mode="json").items()}
+        curriculum = {"method": self.method} if self.given is None else {"curriculum": type(self.given).__name__}
+        return {"processes": args.world_size, "rollouts in a group": args.num_generations, "seed": args.seed, **curriculum, "settings": settings, "samples": digest}
+
+    def _check_tokenizer(self, tokenizer) -> None:
+        if self.conversational:
+            check_template(tokenizer)
+        ids, text = self._rationale(0, tokenizer)[0], "".join(self.rationales[0])
+        if tokenizer.decode(ids) != text:
+            raise UserError(f"The tokenizer does not give back the text it was given (tried on {text[:40]!r}), so a cut could change the rationale; use another model.")
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, the processes before this one included."""
+        return round(self.wall + time.time() - self._began, 3)
+
+    def _start(self, args) -> None:
+        curriculum = {"curriculum": type(self.given).__name__} if self.given is not None else {}
+        about = {**machine(), "processes": args.world_size, "trl": metadata.version("trl")}
+        self._emit("start", method=self.method, seed=args.seed, **curriculum, samples=len(self.ids), machine=about)
+
+    def _emit(self, event: str, **values) -> None:
+        if self._writes:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with open(self._folder / EVENTS, "ab") as log:
+                log.write(json.dumps({"event": event, "wall": self.seconds, **values}).encode() + b"\n")
+
+    def _cut_log(self, size: int) -> None:
+        """Forget what came after a checkpoint, for it will happen again. Resumed in another folder there is no log, and a new one begins."""
+        path = self._folder / EVENTS
+        if self._writes and path.is_file() and path.stat().st_size > size:
+            os.truncate(path, size)
+
+
+# ---------------------------------------------------------------- data
+
+
+def check_dataset(dataset) -> tuple[list, list[list[str]], list[str]]:
+    """(ids, steps of the rationales, answers) of a dataset. Raises UserError in one sentence for the first thing that is wrong."""
+    if not isinstance(dataset, datasets.Dataset):
+        raise UserError(f"The dataset must be a datasets.Dataset, whose rows can be told apart, not {type(dataset).__name__}; choose a split, and do not stream it.")
+    if dataset.format["type"] is not None:
+        raise UserError("The dataset has a format or transform of its own, which would be undone here; call dataset.with_format(None), or apply the transform with map.")
+    for column in COLUMNS:
+        if column not in dataset.column_names:
+            hint = ", or number the rows: dataset.add_column('id', list(range(len(dataset))))" if column == "id" else ""
+            raise UserError(
+                f"The dataset has no column '{column}', only {', '.join(dataset.column_names)}; name the one that holds it: dataset.rename_column('...', '{column}'){hint}."
+            )
+    if taken := {"revealed", "rho"} & set(dataset.column_names):
+        raise UserError(f"The dataset has a column '{min(taken)}', a name under which reward functions are told what was revealed; rename or remove it.")
+    ids, counts = list(dataset["id"]), Counter(dataset["id"])
+    name, times = counts.most_common(1)[0] if counts else (None, 0)
+    if not ids or None in counts or times > 1:
+        wrong = "has no rows" if not ids else "has rows whose id is None" if None in counts else f"has the id {name!r} {times} times"
+        raise UserError(f"The dataset {wrong}, but each sample needs an id of its own, by which the curriculum knows it.")
+    rationales, answers = [], list(dataset["answer"]) if "answer" in dataset.column_names else [""] * len(ids)
+    for name, prompt, rationale in zip(ids, dataset["prompt"], dataset["rationale"]):
+        steps = steps_of(rationale) if isinstance(rationale, str) else list(rationale or [])
+        if not "".join(steps).strip():
+            raise UserError(f"Sample {name!r} has no rationale; leave it out: dataset.filter(lambda row: row['rationale']).")
+        if not isinstance(prompt, str) and (not prompt or not isinstance(prompt[-1].get("content"), str)):
+            raise UserError(f"Sample {name!r} has a prompt that is neither text nor chat messages with text; a curriculum of rationales works on text only.")
+        if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+            raise UserError(
+                f"Sample {name!r} has a prompt that ends with the assistant's message, after which TRL opens a second turn of the assistant; put that message into the rationale."
+            )
+        rationales.append(steps)
+    return ids, rationales, [answer if isinstance(answer, str) else "" if answer is None else str(answer) for answer in answers]
+
+
+def with_sample(prompt, i: int):
+    """A prompt that knows its sample: the text itself, or the content of the last message."""
+    if isinstance(prompt, str):
+        return Prompt(prompt, i)
+    return [*prompt[:-1], prompt[-1] | {"content": Prompt(prompt[-1]["content"], i)}]
+
+
+def sample_of(prompt) -> int:
+    """The number of a prompt's sample. Raises UserError when it has lost it on the way."""
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    if not isinstance(text, Prompt):
+        raise UserError("A training prompt does not know its sample; give GRPOTrainer the dataset of hooks() as it is, and map or filter before CurriculumGRPO.")
+    return text.sample
+
+
+def check_start(ids: list[int], tokenizer) -> None:
+    """Raise UserError when a prompt begins with two BOS tokens: its text holds one, and the tokenizer adds another."""
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        raise UserError(f"The prompts begin with {tokenizer.bos_token} twice, for their text holds it and the tokenizer adds one; take it out of the text, or give chat messages.")
+
+
+def from_task(task, split: str = "train") -> datasets.Dataset:
+    """The samples of one of our tasks as a dataset for TRL. Ids are "train/0", "train/1", ...
+
+    Raises UserError for parity with coupled positions, which TRL cannot give a model.
+    """
+    if getattr(task, "positions", "sequential") == "coupled":
+        raise UserError("TRL numbers positions one after the other; make the parity task with policy.positions sequential.")
+    samples = getattr(task, split)
+    columns = {
+        "id": [f"{split}/{s.id}" for s in samples],
+        "prompt": [task.as_prompt(s) for s in samples],
+        "rationale": [task.steps(s) for s in samples],
+        "answer": [s.answer for s in samples],
+    }
+    return datasets.Dataset.from_dict(columns)
+
+
+def task_reward(task, tokenizer, bonus: float = 0.0):
+    """The reward function that goes with `from_task`: 1 for what the task's verifier finds right, and in training `bonus` for what it can read, as our own trainer rewards it.
+
+    It reads the tokens, not TRL's text, so that a special token inside an output is seen, and an output that never ended is not right.
+    """
+    samples = {f"{split}/{s.id}": s for split in ("train", "val", "test") for s in getattr(task, split)}
+
+    def correct(completion_ids, id, revealed=None, **_):
+        rewards, training = [], revealed is not None
+        for ids, name, prefix in zip(completion_ids, id, revealed or [[]] * len(id)):
+            verdict = task.verify(samples[name], tokenizer.decode([*prefix, *ids[:-1]], skip_special_tokens=False))
+            ended = ids[-1] == tokenizer.eos_token_id
+            rewards.append(ended * (verdict.right + (bonus if training and verdict.kind in ("right", "wrong") else 0.0)))
+        return rewards
+
+    return correct
+
+
+# ---------------------------------------------------------------- resuming
+
+
+def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """The newest whole checkpoint of TRL in a folder, for `trainer.train(resume_from_checkpoint=...)`; None where there is none, which starts anew.
+
+    TRL writes trainer_state.json last, but its other processes may be later still; what a kill left unfinished is passed over.
+    """
+    found = [p for p in Path(output_dir).glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    for folder in sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
+        try:
+            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        facts = ((state.get("stateful_callbacks") or {}).get(CurriculumGRPO.__name__) or {}).get("attributes", {}).get("facts", {})
+        processes = facts.get("processes", 1)
+        names = ["rng_state.pth"] if processes == 1 else [f"rng_state_{i}.pth" for i in range(processes)]
+        if all((folder / name).is_file() for name in names):
+            return str(folder)
+    return None
+
+
+def _count(n: int, thing: str) -> str:
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}es"

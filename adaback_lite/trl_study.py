@@ -1,0 +1,110 @@
+"""Does a curriculum do inside TRL what it does in our own trainer? `python -m adaback_lite.trl_study` measures it on parity.
+
+Chain-of-Parities, L = 16, sequential positions, 4,096 training inputs, 300 steps of 32 samples x 8 rollouts and no early stopping,
+so that all have the same rollouts; three seeds of each of
+
+    ours            adaback train, AdaBack
+    TRL             AdaBack inside GRPOTrainer, one process
+    TRL x 2         the same on two processes (accelerate launch, gloo), killed by SIGKILL at a random step, and resumed
+    TRL alone       GRPOTrainer with nothing revealed (method rl)
+
+A second call goes on where the first was stopped. Writes data/results/trl_parity.csv, a row a run, and trl_parity.json.
+"""
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+
+from .config import Config, dump_config, make_config
+from .results import store
+from .runs import Run, write_atomically
+from .seeding import numpy_generator
+from .studies import RESULTS, cpu_name, started
+from .trainer import train
+
+SETTINGS = {
+    "policy.positions": "sequential", "task.n_train": 4096, "trainer.max_steps": 300, "trainer.target_accuracy": 0.0,
+    "trainer.checkpoint_every": 20, "trainer.threads": 1,
+}  # fmt: skip
+ENGINES = {"ours": "adaback", "TRL": "adaback", "TRL x 2": "adaback", "TRL alone": "rl"}  # the method of each
+TWO = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+def train_by_trl(config: Config, processes: int = 1, kill_at: int = 0) -> Run:
+    """Train by `adaback_lite.trl_train` in processes of its own, going on where it was stopped. At step `kill_at` all of them are killed, once."""
+    folder = Path(config.out)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    asked, killed = folder.with_suffix(".yaml"), folder.with_suffix(".killed")
+    write_atomically(asked, dump_config(config))
+    command = [sys.executable, *(TWO if processes > 1 else []), "-m", "adaback_lite.trl_train", str(asked), "--resume"]
+    with open(folder.with_suffix(".log"), "ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        if kill_at and not killed.exists():
+            while process.poll() is None and steps_done(folder) < kill_at:
+                time.sleep(0.2)
+            kill_all(process.pid)
+            process.wait()
+            killed.write_text(f"{steps_done(folder)}\n")
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        if process.wait():
+            raise RuntimeError(f"{' '.join(command)} failed; {log.name} says why")
+    return Run(folder)
+
+
+def kill_all(pid: int) -> None:
+    """SIGKILL for a process and all that it started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for process in [*parent.children(recursive=True), parent]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def steps_done(folder: Path) -> int:
+    """The last step that a run's events tell of."""
+    return max((e["step"] for e in Run(folder).so_far if e["event"] == "step"), default=0)
+
+
+def row_of(engine: str, run: Run) -> dict:
+    """One row of the table for a finished run."""
+    s, events = run.summary, run.events
+    reached = [e["rollouts"] for e in events if e["event"] == "eval" and e["accuracy"] >= 0.98]
+    resumed = [e["step"] for e in events if e["event"] == "resume"]
+    keys = ("steps", "rollouts", "generated_tokens", "test_right", "test_n", "test_accuracy", "wall_seconds")
+    about = {"engine": engine, "method": s["method"], "seed": s["seed"], "processes": s["machine"].get("processes", 1)}
+    return {**about, **{k: s[k] for k in keys}, "rollouts_to_098": reached[0] if reached else None, "killed_and_resumed_at": resumed[0] if resumed else None}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the study."""
+    parser = argparse.ArgumentParser(prog="python -m adaback_lite.trl_study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1")
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES), help="which to run; the table holds these")
+    parser.add_argument("--runs", type=Path, default=Path("runs/studies/trl_parity"), help="folder for the runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the table")
+    args = parser.parse_args(argv)
+    about, rows = started(args.runs, "python -m adaback_lite.trl_study"), []
+    for seed in range(args.seeds):
+        for engine in args.engines:
+            config = make_config(SETTINGS, method=ENGINES[engine], seed=seed, out=str(args.runs / f"{engine.replace(' ', '-').lower()}-{seed}"))
+            if engine == "ours":
+                run = train(config, resume=True, progress=False)
+            elif engine == "TRL x 2":
+                run = train_by_trl(config, 2, int(numpy_generator(seed, "kill").integers(100, 200)))
+            else:
+                run = train_by_trl(config)
+            rows.append(row_of(engine, run))
+            print(rows[-1], flush=True)
+    facts = {**about, "cpu": cpu_name(), "seeds": list(range(args.seeds)), "settings": SETTINGS, "machine": run.summary["machine"]}
+    store("trl_parity", pd.DataFrame(rows), facts, args.results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""`adaback train`, by TRL: the same options, the same folder to look at, another engine.
+
+    adaback train parity --method adaback --policy.positions sequential --out runs/a                               # ours, one process
+    accelerate launch --num_processes 8 -m adaback_lite.trl_train parity --method adaback --policy.positions sequential --out runs/b
+
+This is also the script to start your own from: build a model and a dataset, name a curriculum, hand its hooks to `GRPOTrainer`.
+After a kill the same command with --resume goes on. The policy stands in TRL's checkpoints, as `from_pretrained` loads them.
+"""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from transformers import TrainerCallback
+
+from .build import build_policy, build_task
+from .config import Config, dump_config
+from .errors import UserError
+from .evaluate import wilson
+from .options import Parser, add_settings, check_left_over, chosen_config, given_settings, join_negative_numbers, known_preset, natural_preset, start_settings
+from .policy import chosen_device, chosen_dtype
+from .resume import finished, resumed_config
+from .runs import Run, load_run, write_atomically
+from .sft import batch_ids
+from .tables import print_result
+from .tasks.text import DATE
+from .trainer import machine
+from .trl import CurriculumGRPO, from_task, last_checkpoint, task_reward
+
+
+def grpo_arguments(config: Config, task, processes: int = 1) -> dict:
+    """Our settings as arguments of `GRPOConfig`. Raises UserError for what TRL cannot do, or not with so many processes.
+
+    A step of ours, batch_size samples x group_size rollouts, is one generation batch and one step of TRL.
+    """
+    g, t = config.grpo, config.trainer
+    if g.entropy:
+        raise UserError(f"grpo.entropy is {g.entropy:g}, but TRL has no such bonus; set it to 0.")
+    rows, left = divmod(min(t.batch_size, len(task.train)) * g.group_size, processes)
+    if left:
+        raise UserError(f"A step has {rows * processes + left} rollouts, which {processes} processes cannot share evenly; change trainer.batch_size or --num_processes.")
+    longest = max(len(task.prompt_ids(s)[0]) + len(task.rationale_ids(s)) + task.max_new(s, 0) for s in task.train)
+    at_once = max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * longest <= t.update_tokens))
+    return {
+        "output_dir": config.out,
+        "seed": config.seed,
+        "max_steps": t.max_steps,
+        "shuffle_dataset": False,  # `in_our_order` has done it
+        # the batch
+        "num_generations": g.group_size,
+        "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": rows // at_once,
+        "max_completion_length": max(task.max_new(s, 0) for s in task.train),
+        "temperature": g.temperature,
+        # the update
+        "learning_rate": g.lr,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "max_grad_norm": g.max_grad_norm,
+        "loss_type": g.norm,
+        "scale_rewards": "group" if g.scale_std else "none",
+        "num_iterations": g.passes,
+        "epsilon": g.clip_low,
+        "epsilon_high": g.clip_high,
+        "beta": g.kl,
+        # the machine
+        "use_cpu": chosen_device(config.policy) == "cpu",
+        "bf16": chosen_dtype(config.policy) == torch.bfloat16,
+        "gradient_checkpointing": config.policy.checkpointing,
+        "chat_template_kwargs": {"date_string": DATE} if getattr(task, "chat", False) else None,
+        # looking and saving
+        "per_device_eval_batch_size": math.gcd(len(task.val), 64 * processes) // processes or 1,
+        "num_generations_eval": 1,
+        "eval_strategy": "steps",
+        "eval_steps": t.eval_every,
+        "logging_steps": t.eval_every,
+        "save_steps": t.checkpoint_every,
+        "save_total_limit": t.keep_checkpoints,
+        "report_to": "none",
+    }
+
+
+def in_our_order(dataset, config: Config):
+    """The training samples step after step, as our own trainer visits them, as one long epoch.
+
+    TRL's sampler begins again with its first epoch's order when a run is resumed in a later one, so that a resumed run would see other samples.
+    """
+    order = [batch_ids(len(dataset), config.trainer.batch_size, config.seed, step) for step in range(max(config.trainer.max_steps, 1))]
+    return dataset.select(np.concatenate(order))
+
+
+class UntilTarget(TrainerCallback):
+    """Stop when the held-out accuracy reaches trainer.target_accuracy, with a checkpoint."""
+
+    def __init__(self, adaback: CurriculumGRPO, target: float):
+        self.adaback, self.target = adaback, target
+
+    def on_evaluate(self, args, state, control, **_):
+        if self.target and self.adaback.accuracy >= self.target and state.global_step:
+            control.should_training_stop = control.should_save = True
+
+
+def train(config: Config, resume: bool = False) -> Run:
+    """Train by TRL in this process, one of those that `accelerate launch` started; returns the run, with a summary as our own have.
+
+    Raises UserError for anything the user can mend.
+    """
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # that rollout_func may change is known: trl.check_version
+    from trl import GRPOConfig, GRPOTrainer
+
+    if config.uses_sft:
+        raise UserError(f"method is {config.method}, but here only the RL stage runs; train with TRL's SFTTrainer first, and name its result as policy.name.")
+    folder, state = Path(config.out), PartialState(cpu=chosen_device(config.policy) == "cpu")
+    if (folder / "config.yaml").is_file() and not resume:
+        raise UserError(f"{folder} holds a run already; add --resume to go on with it, or choose another --out.")
+    state.wait_for_everyone()  # nobody writes before everybody has looked
+    if (folder / "config.yaml").is_file():
+        run = load_run(folder)
+        if not any("trl" in e["machine"] for e in run.so_far if e["event"] == "start") and run.so_far:
+            raise UserError(f"{folder} holds a run of adaback train; go on with: adaback train --resume --out {folder}")
+        config = resumed_config(config, run.config)
+        if run.summary and finished(run, config):
+            return run
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    model, tokenizer = build_policy(config)
+    task = build_task(config, tokenizer, getattr(model.config, "max_position_embeddings", None))
+    arguments = grpo_arguments(config, task, state.num_processes)
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.yaml", dump_config(config))
+        (folder / "summary.json").unlink(missing_ok=True)
+
+    adaback = CurriculumGRPO(from_task(task), task_reward(task, tokenizer, config.task.format_reward), config.method, **config.curriculum.model_dump())
+    checkpoint = last_checkpoint(config.out)
+    trainer = GRPOTrainer(
+        model,
+        args=GRPOConfig(**arguments, eval_on_start=checkpoint is None, disable_tqdm=not os.isatty(2)),
+        eval_dataset=from_task(task, "val"),
+        processing_class=tokenizer,
+        **adaback.hooks(callbacks=[UntilTarget(adaback, config.trainer.target_accuracy)]) | {"train_dataset": in_our_order(adaback.dataset, config)},
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    held_out = adaback.accuracy
+    trainer.evaluate(from_task(task, "test"), metric_key_prefix="test")
+    if state.is_main_process:
+        right, n = sum(r >= 1 for r in adaback.evaluated), len(adaback.evaluated)
+        summary = {
+            "method": config.method,
+            "seed": config.seed,
+            "steps": adaback.batches,
+            "rollouts": adaback.rollouts,
+            "generated_tokens": adaback.generated_tokens,
+            "trained_tokens": 0,
+            "wall_seconds": adaback.seconds,
+            "held_out_accuracy": held_out,
+            "test_accuracy": right / n,
+            "test_accuracy_ci95": wilson(right, n),
+            "test_right": right,
+            "test_n": n,
+            "stopped_by": "target_accuracy" if config.trainer.target_accuracy and held_out >= config.trainer.target_accuracy else "max_steps",
+            "machine": {**machine(), "processes": state.num_processes},
+        }
+        write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    state.wait_for_everyone()
+    return Run(folder)
+
+
+def make_parser() -> Parser:
+    """The options of `adaback train` that have a meaning here."""
+    about = "Train by TRL's GRPOTrainer, in one process or in those that `accelerate launch` starts. TASK and FILE.yaml are as for adaback train."
+    parser = Parser(
+        prog="adaback_lite.trl_train", usage="[accelerate launch] -m adaback_lite.trl_train [TASK | FILE.yaml] [--GROUP.SETTING VALUE ...]", description=about, allow_abbrev=False
+    )
+    parser.add_argument("--preset", type=known_preset, metavar="X", help="settings to start from, as for adaback train")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its newest whole checkpoint, with as many processes as before")
+    add_settings(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 for a user's mistake, which the first process tells."""
+    parser = make_parser()
+    try:
+        args, words = parser.parse_known_args(join_negative_numbers(sys.argv[1:] if argv is None else list(argv)))
+        check_left_over(words, parser, positional=True)
+        given, start = given_settings(args), start_settings(words[0] if words else None, args.preset)
+        config = chosen_config(given, start, args.resume, given.get("out", Config().out), args.preset or natural_preset(start, given))
+        run = train(config, args.resume)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"adaback: {error}", file=sys.stderr)
+        return 2
+    if os.environ.get("RANK", "0") == "0":
+        print_result(run)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
