@@ -259,11 +259,12 @@ def intervals(run, ids: list[int] | None = None, title: str | None = None) -> al
         run: one run, whose curriculum has intervals (others show their draws only).
         ids: samples to draw, at most 6; by default four, from the one that needed least revealed to the one that needed most.
 
-    A group whose mean reward reached the curriculum.tau of its step counts as solved (0.5 where the folder holds no config.yaml).
+    A group whose mean reward reached the curriculum.tau of its step counts as solved (0.5 where neither config.yaml nor the first event tells).
     """
     label, events, run = _one(run, "intervals")
     has_config = isinstance(run, Run) and (run.folder / "config.yaml").is_file()
-    tau = run.config.curriculum.tau if has_config else getattr(run, "settings", CurriculumSettings()).tau
+    told = next((e["settings"] for e in _of(events, "start") if "settings" in e), {})  # a run inside TRL (trl.py)
+    tau = run.config.curriculum.tau if has_config else told.get("tau", getattr(run, "settings", CurriculumSettings()).tau)
     changes = [(e["step"], e["value"]) for e in _of(events, "change") if e["name"] == "curriculum.tau"]
 
     def solved(visit: dict) -> bool:

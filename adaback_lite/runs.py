@@ -119,6 +119,16 @@ def seed_folders(folder: str | os.PathLike) -> list[Path]:
     return [] if (Path(folder) / "config.yaml").is_file() else sorted(path.parent for path in Path(folder).glob("seed-*/config.yaml"))
 
 
+def by_trl(events: list[dict]) -> bool:
+    """Whether a run is trained by TRL (trl.py), whose checkpoints only TRL can go on from."""
+    return any("trl" in e["machine"] for e in events if e["event"] == "start")
+
+
+def go_on_command(folder: str | os.PathLike, trl: bool) -> str:
+    """The command that goes on with a stopped run."""
+    return f"{'accelerate launch -m adaback_lite.trl_train' if trl else 'adaback train'} --resume --out {folder}"
+
+
 def being_written(folder: str | os.PathLike) -> bool:
     """Whether a process (this one too) holds the lock of a folder: that of a run, or of a sweep's cell. Asks for a shared lock and gives it back at once."""
     try:
@@ -173,6 +183,8 @@ class RunWriter(Run):
             raise UserError(f"{folder} holds files but no run; choose another --out, nothing was changed.")
         if contents and not resume:
             raise UserError(f"{folder} holds a run already; add --resume to go on with it, or choose another --out.")
+        if contents and by_trl(self.so_far):
+            raise UserError(f"{folder} holds a run that TRL trains; {go_on_command(folder, True)} goes on with it.")
         with _disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(folder / "lock", "a")  # noqa: SIM115  (held until close)

@@ -207,13 +207,16 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
         every = gather_object([(r, len(ids)) for r, ids in zip(rewards, completion_ids)])
         table = np.array([np.nan if r is None else r for r, _ in every], dtype=np.float64).reshape(-1, group)  # [B, G]
         known = ~np.isnan(table).all(axis=1)  # [B]
-        mean = np.nanmean(table[known], axis=1)
-        self.curriculum.update(samples[known], rho[known], mean)
+        samples, rho, shown, table = samples[known], rho[known], np.asarray(shown)[known], table[known]
+        mean = np.nanmean(table, axis=1)
+        self.curriculum.update(samples, rho, mean)
         self.batches += 1
-        self.rollouts += table.size
+        self.rollouts += len(every)
         self.generated_tokens += sum(length for _, length in every)
-        for name, value in (("rho", rho.mean()), ("shown_tokens", np.mean(shown))):
-            log_metric(f"curriculum/{name}", float(value))
+        if not len(mean):
+            return
+        log_metric("curriculum/rho", float(rho.mean()))
+        log_metric("curriculum/shown_tokens", float(shown.mean()))
         low, high = getattr(self.curriculum, "rho_min", None), getattr(self.curriculum, "rho_max", getattr(self.curriculum, "frontier", None))
         self._emit(
             "step",
@@ -222,13 +225,13 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
             generated_tokens=self.generated_tokens,
             ids=[self.ids[i] for i in samples],
             rho=rho.round(4).tolist(),
-            reward=[round(float(m), 4) for m in np.where(known, np.nanmean(np.where(known[:, None], table, 0.0), axis=1), 0.0)],
-            shown=shown,
+            reward=mean.round(4).tolist(),
+            shown=shown.tolist(),
             low=None if low is None else low[samples].round(4).tolist(),
             high=None if high is None else high[samples].round(4).tolist(),
-            mean_reward=float(mean.mean()) if len(mean) else 0.0,
+            mean_reward=float(mean.mean()),
             mean_rho=float(rho.mean()),
-            grad_groups=float((np.nanmax(table[known], axis=1) > np.nanmin(table[known], axis=1)).sum() / len(table)),
+            grad_groups=float((np.nanmax(table, axis=1) > np.nanmin(table, axis=1)).mean()),
         )
 
     # ------------------------------------------------------------ TRL's callbacks
@@ -334,7 +337,7 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
     def _start(self, args) -> None:
         curriculum = {"curriculum": type(self.given).__name__} if self.given is not None else {}
         about = {**machine(), "processes": args.world_size, "trl": metadata.version("trl")}
-        self._emit("start", method=self.method, seed=args.seed, **curriculum, samples=len(self.ids), machine=about)
+        self._emit("start", method=self.method, seed=args.seed, **curriculum, settings=self.settings.model_dump(mode="json"), samples=len(self.ids), machine=about)
 
     def _emit(self, event: str, **values) -> None:
         if self._writes:

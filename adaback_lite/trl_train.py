@@ -25,7 +25,7 @@ from .evaluate import wilson
 from .options import Parser, add_settings, check_left_over, chosen_config, given_settings, join_negative_numbers, known_preset, natural_preset, start_settings
 from .policy import chosen_device, chosen_dtype
 from .resume import finished, resumed_config
-from .runs import Run, load_run, write_atomically
+from .runs import Run, by_trl, go_on_command, load_run, write_atomically
 from .sft import batch_ids
 from .tables import print_result
 from .tasks.text import DATE
@@ -121,8 +121,8 @@ def train(config: Config, resume: bool = False) -> Run:
     state.wait_for_everyone()  # nobody writes before everybody has looked
     if (folder / "config.yaml").is_file():
         run = load_run(folder)
-        if not any("trl" in e["machine"] for e in run.so_far if e["event"] == "start") and run.so_far:
-            raise UserError(f"{folder} holds a run of adaback train; go on with: adaback train --resume --out {folder}")
+        if run.so_far and not by_trl(run.so_far):
+            raise UserError(f"{folder} holds a run of our own trainer; {go_on_command(folder, False)} goes on with it.")
         config = resumed_config(config, run.config)
         if run.summary and finished(run, config):
             return run
