@@ -318,9 +318,9 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
     def _about(self, args) -> dict:
         """What a checkpoint and the run that resumes it must have in common. `samples` is a digest of the ids, in their order."""
         digest = hashlib.blake2b(json.dumps(self.ids).encode(), digest_size=16).hexdigest()
-        settings = {k: v for k, v in self.settings.model_dump(mode="json").items()}
-        curriculum = {"method": self.method} if self.given is None else {"curriculum": type(self.given).__name__}
-        return {"processes": args.world_size, "rollouts in a group": args.num_generations, "seed": args.seed, **curriculum, "settings": settings, "samples": digest}
+        settings = self.settings.model_dump(mode="json")
+        curriculum = self.method if self.given is None else type(self.given).__name__
+        return {"processes": args.world_size, "rollouts in a group": args.num_generations, "seed": args.seed, "curriculum": curriculum, "settings": settings, "samples": digest}
 
     def _check_tokenizer(self, tokenizer) -> None:
         if self.conversational:
