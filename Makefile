@@ -25,7 +25,7 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module: install it (on Debian and Ubuntu: apt install python3-venv), then run make again." >&2; exit 2; }
 	@"$(BIN)/python" -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "Making $(VENV) ..."; "$(PYTHON)" -m venv --clear "$(VENV)"; }
 	@echo "Installing into $(VENV): 2 GB on disk (with torch's CPU build), some minutes the first time ..."
-	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -e '.[test,dask]' -c constraints.txt
+	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -e '.[test,dask,trl]' -c constraints.txt
 	@touch $@; echo "$(VENV) is ready: source $(BIN)/activate, or call $(BIN)/adaback."
 
 demo: env  ## run notebook 01 in full and leave it, and an HTML of it, under runs/demo (minutes)
@@ -40,8 +40,7 @@ test: env  ## run every test, the slow ones too (those in a browser where there 
 lab: env  ## open JupyterLab on the notebooks
 	$(BIN)/python -m jupyterlab --notebook-dir=notebooks $(LAB)
 
-bench: env  ## measure a training step against TRL (installs the trl extra)
-	@$(BIN)/python -c 'import trl' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dask,trl]' -c constraints.txt
+bench: env  ## measure a training step against TRL
 	$(BIN)/python -m tests.benchmarks.step
 
 clean:  ## remove .venv, runs/demo and what tools left behind; other runs stay

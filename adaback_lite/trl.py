@@ -124,7 +124,7 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
         self.dataset = dataset.with_transform(numbered)
         self.batches, self.rollouts, self.generated_tokens, self.wall = 0, 0, 0, 0.0
         self._visit: Visit | None = None
-        self._judged: list[float] = []  # rewards of this process in the evaluation that goes on
+        self._judged: list[tuple] = []  # (id, reward) of this process in the evaluation that goes on
         self.evaluated: list[float] = []  # rewards of all processes in the last evaluation
         self.accuracy = 0.0  # their mean in the last one that was not given a prefix of its own
         self._encoded: dict[int, tuple[list[int], list[int], int]] = {}
@@ -194,7 +194,7 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
             rewards = self.reward(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
             rewards = [None if r is None else float(r) for r in rewards]
             if prefixes is None:
-                self._judged += [r for r in rewards if r is not None]
+                self._judged += [(name, r) for name, r in zip(columns.get("id", [None] * len(rewards)), rewards) if r is not None]
             else:
                 self._update(rewards, completion_ids, columns["log_metric"])
             return rewards
@@ -270,7 +270,13 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
 
     def on_evaluate(self, args, state, control, metrics=None, **_):
         """What nothing revealed gives: the mean of `reward` over all processes."""
-        self.evaluated, self._judged = gather_object(self._judged), []
+        judged, self._judged = gather_object(self._judged), []
+        seen = Counter()
+        self.evaluated = []
+        for name, r in judged:  # accelerate fills the last batch with samples that had their turn
+            seen[name] += 1
+            if name is None or seen[name] <= args.num_generations_eval:
+                self.evaluated.append(r)
         if self.evaluated and self.curriculum is not None and "eval_loss" in (metrics or {}):  # not with a prefix of the user's, as of a test set
             n, right = len(self.evaluated), sum(self.evaluated)
             self.accuracy = right / n

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from .build import build_policy, build_task
 from .config import Config, dump_config
@@ -95,12 +95,17 @@ def in_our_order(dataset, config: Config):
 
 
 class UntilTarget(TrainerCallback):
-    """Stop when the held-out accuracy reaches trainer.target_accuracy, with a checkpoint."""
+    """At each evaluation a line of progress; stop when the held-out accuracy reaches `target`, if it is not 0, with a checkpoint."""
 
     def __init__(self, adaback: CurriculumGRPO, target: float):
         self.adaback, self.target = adaback, target
 
-    def on_evaluate(self, args, state, control, **_):
+    def on_evaluate(self, args, state, control, metrics=None, **_):
+        if "eval_loss" not in metrics:
+            return
+        if state.is_world_process_zero:
+            told = f"step {self.adaback.batches}: held out {self.adaback.accuracy:.2f}, {self.adaback.rollouts:,} rollouts, {self.adaback.seconds:.0f} s"
+            print(f"{Path(args.output_dir).name} {told}", file=sys.stderr)
         if self.target and self.adaback.accuracy >= self.target and state.global_step:
             control.should_training_stop = control.should_save = True
 
@@ -131,20 +136,20 @@ def train(config: Config, resume: bool = False) -> Run:
     model, tokenizer = build_policy(config)
     task = build_task(config, tokenizer, getattr(model.config, "max_position_embeddings", None))
     arguments = grpo_arguments(config, task, state.num_processes)
+    adaback = CurriculumGRPO(from_task(task), task_reward(task, tokenizer, config.task.format_reward), config.method, **config.curriculum.model_dump())
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.yaml", dump_config(config))
         (folder / "summary.json").unlink(missing_ok=True)
-
-    adaback = CurriculumGRPO(from_task(task), task_reward(task, tokenizer, config.task.format_reward), config.method, **config.curriculum.model_dump())
     checkpoint = last_checkpoint(config.out)
     trainer = GRPOTrainer(
         model,
-        args=GRPOConfig(**arguments, eval_on_start=checkpoint is None, disable_tqdm=not os.isatty(2)),
+        args=GRPOConfig(**arguments, eval_on_start=checkpoint is None, disable_tqdm=True),
         eval_dataset=from_task(task, "val"),
         processing_class=tokenizer,
         **adaback.hooks(callbacks=[UntilTarget(adaback, config.trainer.target_accuracy)]) | {"train_dataset": in_our_order(adaback.dataset, config)},
     )
+    trainer.remove_callback(PrinterCallback)  # some thirty numbers each time, which stand in trainer_state.json
     trainer.train(resume_from_checkpoint=checkpoint)
     held_out = adaback.accuracy
     trainer.evaluate(from_task(task, "test"), metric_key_prefix="test")

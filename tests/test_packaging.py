@@ -20,7 +20,7 @@ import adaback_lite
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = ("test", "dask")  # what `make env` installs besides the dependencies
+EXTRAS = ("test", "dask", "trl")  # what `make env` installs besides the dependencies
 DEFAULT = PROJECT["dependencies"] + [r for extra in EXTRAS for r in PROJECT["optional-dependencies"][extra]]
 EVERYTHING = DEFAULT + [r for extra in PROJECT["optional-dependencies"].values() for r in extra]
 
@@ -110,13 +110,19 @@ def test_all_that_is_imported_comes_with_the_dependencies():
         sources[path] = "\n".join("".join(c) for c in cells)
     assert len(sources) > 20
     comes, homes = closure(PROJECT["dependencies"]), metadata.packages_distributions()
-    assert {"torch", "huggingface-hub", "pyarrow", "sympy", "antlr4-python3-runtime"} <= comes and "pytest" not in comes
+    assert {"torch", "huggingface-hub", "pyarrow", "sympy", "antlr4-python3-runtime"} <= comes and not {"pytest", "trl"} & comes
     missing = set()
     for path, code in sources.items():
         for name in imports(code) - set(sys.stdlib_module_names) - {"adaback_lite"}:
             if not comes & {canonicalize_name(home) for home in homes.get(name, [])}:
                 missing.add((path.name, name))
-    assert not missing
+    assert missing == {("trl_train.py", "trl")}  # which runs where TRL is installed only, as trl.check_version says
+
+
+def test_the_trl_extra_is_what_the_module_was_tested_with():
+    from adaback_lite.trl import OLDEST, TOO_NEW
+
+    assert PROJECT["optional-dependencies"]["trl"] == [f"trl>={OLDEST},<{TOO_NEW}"]
 
 
 def test_version_is_the_same_everywhere():

@@ -55,7 +55,7 @@ class Trainer:
 
 
 def arguments(tmp_path, **changes):
-    own = {"output_dir": str(tmp_path / "run"), "world_size": 1, "num_generations": G, "seed": 3}
+    own = {"output_dir": str(tmp_path / "run"), "world_size": 1, "num_generations": G, "num_generations_eval": 2, "seed": 3}
     own |= {"remove_unused_columns": False, "restore_callback_states_from_checkpoint": False}
     own |= {"steps_per_generation": 1, "num_iterations": 1, "gradient_accumulation_steps": 1, "save_strategy": "steps", "save_steps": 5}
     return SimpleNamespace(**(own | changes))
@@ -124,13 +124,21 @@ def test_nothing_is_revealed_in_evaluation_and_the_curriculum_hears_nothing(tmp_
     assert out["prompt_ids"] == TINY(["<bos>01=", "<bos>11="])["input_ids"] and set(out) == {"prompt_ids", "completion_ids", "logprobs"}
     (reward,) = adaback.hooks()["reward_funcs"]
     assert reward(prompts=["<bos>01=", "<bos>11="], completions=["0", "1"], completion_ids=[[3], [4]]) == [1.0, 0.0]
-    adaback.on_evaluate(None, None, None, metrics={"eval_loss": 0.0})
+    adaback.on_evaluate(arguments(tmp_path), None, None, metrics={"eval_loss": 0.0})
     assert adaback.batches == 0 and adaback.accuracy == 0.5 and adaback.evaluated == [1.0, 0.0]
     assert reward(prompts=["<bos>01="], completions=["0"], completion_ids=[[3]]) == [1.0]
-    adaback.on_evaluate(None, None, None, metrics={"test_loss": 0.0})  # a test set is no look on the way
+    adaback.on_evaluate(arguments(tmp_path), None, None, metrics={"test_loss": 0.0})  # a test set is no look on the way
     assert adaback.accuracy == 0.5 and adaback.evaluated == [1.0]
     (look,) = [e for e in Run(tmp_path / "run").events if e["event"] == "eval"]
     assert (look["n"], look["right"], look["accuracy"], look["step"]) == (2, 1.0, 0.5, 0)
+
+
+def test_samples_that_fill_the_last_batch_of_an_evaluation_count_once(tmp_path):
+    adaback = begun(tmp_path)
+    (reward,) = adaback.hooks()["reward_funcs"]
+    reward(prompts=["p"] * 6, completions=["0", "1", "1", "1", "0", "0"], completion_ids=[[3]] * 6, id=["a", "a", "b", "b", "a", "a"])
+    adaback.on_evaluate(arguments(tmp_path), None, None, metrics={"eval_loss": 0.0})
+    assert adaback.evaluated == [1.0, 0.0, 0.0, 0.0]  # two of each
 
 
 @pytest.mark.parametrize(
@@ -223,7 +231,7 @@ def test_charts_draw_the_events(tmp_path):
     adaback = begun(tmp_path, reward=lambda completions, **_: next(given), tau=0.7)
     for i in range(8):
         step(adaback, [i % 6, (i + 1) % 6, (i + 2) % 6])
-    adaback.on_evaluate(None, None, None, metrics={})
+    adaback.on_evaluate(arguments(tmp_path), None, None, metrics={})
     run = Run(tmp_path / "run")
     for draw in (charts.rho, charts.reward, charts.heatmap):
         assert draw(run).to_dict()
