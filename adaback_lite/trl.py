@@ -64,6 +64,12 @@ def check_version() -> None:
 check_version()
 
 
+def quiet() -> None:
+    """Silence what TRL 1.16 says of itself in every run, and a user cannot mend: rollout_func is experimental, and arguments of transformers that it uses have new names."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    warnings.filterwarnings("ignore", ".*gradient_checkpointing.*", FutureWarning)
+
+
 class Prompt(str):
     """A prompt's text, or that of its last message, that knows the number of its sample."""
 

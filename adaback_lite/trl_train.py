@@ -7,6 +7,7 @@ This is also the script to start your own from: build a model and a dataset, nam
 After a kill the same command with --resume goes on. The policy stands in TRL's checkpoints, as `from_pretrained` loads them.
 """
 
+import difflib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from accelerate import PartialState
 from transformers import PrinterCallback, TrainerCallback
 
@@ -30,7 +32,7 @@ from .sft import batch_ids
 from .tables import print_result
 from .tasks.text import DATE
 from .trainer import machine
-from .trl import CurriculumGRPO, from_task, last_checkpoint, task_reward
+from .trl import CurriculumGRPO, from_task, last_checkpoint, quiet, task_reward
 
 
 def grpo_arguments(config: Config, task, processes: int = 1) -> dict:
@@ -94,6 +96,22 @@ def in_our_order(dataset, config: Config):
     return dataset.select(np.concatenate(order))
 
 
+def more_arguments(words: list[str], taken: dict) -> dict:
+    """Further arguments of GRPOConfig from `--trl use_vllm=true vllm_mode=colocate`. Raises UserError for one that there is not, or that our settings make."""
+    from trl import GRPOConfig
+
+    given = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name in taken:
+            raise UserError(f"--trl {name} is made from our own settings; change those ('--help' lists them).")
+        if name not in GRPOConfig.__dataclass_fields__:
+            near = difflib.get_close_matches(name, GRPOConfig.__dataclass_fields__, n=1)
+            raise UserError(f"GRPOConfig has no argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; give it as NAME=VALUE, with a name from TRL's documentation."))
+        given[name] = yaml.safe_load(value)
+    return given
+
+
 class UntilTarget(TrainerCallback):
     """At each evaluation a line of progress; stop when the held-out accuracy reaches `target`, if it is not 0, with a checkpoint."""
 
@@ -110,12 +128,13 @@ class UntilTarget(TrainerCallback):
             control.should_training_stop = control.should_save = True
 
 
-def train(config: Config, resume: bool = False) -> Run:
+def train(config: Config, resume: bool = False, trl: list[str] = ()) -> Run:
     """Train by TRL in this process, one of those that `accelerate launch` started; returns the run, with a summary as our own have.
 
+    trl: further arguments of GRPOConfig, as `["use_vllm=true", "vllm_mode=colocate"]`; they are not kept, so name them again on resume.
     Raises UserError for anything the user can mend.
     """
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # that rollout_func may change is known: trl.check_version
+    quiet()
     from trl import GRPOConfig, GRPOTrainer
 
     if config.uses_sft:
@@ -136,6 +155,7 @@ def train(config: Config, resume: bool = False) -> Run:
     model, tokenizer = build_policy(config)
     task = build_task(config, tokenizer, getattr(model.config, "max_position_embeddings", None))
     arguments = grpo_arguments(config, task, state.num_processes)
+    arguments |= more_arguments(trl, arguments)
     adaback = CurriculumGRPO(from_task(task), task_reward(task, tokenizer, config.task.format_reward), config.method, **config.curriculum.model_dump())
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -184,6 +204,13 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--preset", type=known_preset, metavar="X", help="settings to start from, as for adaback train")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its newest whole checkpoint, with as many processes as before")
+    parser.add_argument(
+        "--trl",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="further arguments of TRL's GRPOConfig, as use_vllm=true vllm_mode=colocate; not kept, so name them again on --resume",
+    )
     add_settings(parser)
     return parser
 
@@ -196,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
         check_left_over(words, parser, positional=True)
         given, start = given_settings(args), start_settings(words[0] if words else None, args.preset)
         config = chosen_config(given, start, args.resume, given.get("out", Config().out), args.preset or natural_preset(start, given))
-        run = train(config, args.resume)
+        run = train(config, args.resume, args.trl)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"adaback: {error}", file=sys.stderr)

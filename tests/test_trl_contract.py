@@ -249,6 +249,39 @@ def test_a_sampler_that_shuffles_begins_again_when_resumed(record):
     assert first != second and list(record.trainer._get_train_sampler()) == first
 
 
+def test_with_vllm_the_same_prompts_go_to_vllm_and_its_logprobs_come_back(record):
+    """A stand-in for TRL's engine, as there is no vLLM here: it is given prompt + prefix as token ids, G equal ones in a row."""
+
+    class Engine:
+        def sync_weights(self):
+            pass
+
+        def generate(self, prompts, images, num_generations, profiler):
+            self.given = (prompts, num_generations)
+            return prompts, [[3, 2] for _ in prompts], [[[-0.5], [-0.25]] for _ in prompts], None
+
+    trainer = record.trainer
+    data, batches = record.adaback.dataset, record.adaback.batches
+    trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, Engine(), -1
+    trainer.model.train()
+    try:
+        out = record.adaback.rollout([data[i]["prompt"] for i in (2, 0) for _ in range(G)], trainer)
+    finally:
+        trainer.use_vllm = False
+    prompts, group = trainer.vllm_generation.given
+    assert prompts == out["prompt_ids"] and group == G and out["logprobs"] == [[-0.5, -0.25]] * 2 * G and record.adaback.batches == batches
+    for i, first in zip((2, 0), (prompts[0], prompts[G])):
+        start = record.task.prompt_ids(record.task.train[i])[0]
+        assert first[: len(start)] == start and prompts.count(first) == G
+
+
+def test_vllm_as_a_server_is_asked_once_a_group(record):
+    """TRL sends every G-th prompt and asks for G outputs, so the rollouts of a group must share their prefix, as they do."""
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    assert "all_prompts[::num_generations]" in inspect.getsource(VLLMGeneration.generate)
+
+
 def test_a_callback_stops_a_run_at_an_evaluation_and_saves_it(tmp_path, capsys):
     from trl import GRPOTrainer
 
