@@ -461,13 +461,17 @@ def task_reward(task, tokenizer, bonus: float = 0.0):
 # ---------------------------------------------------------------- resuming
 
 
-def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
+def last_checkpoint(output_dir: str | os.PathLike, before: int | None = None) -> str | None:
     """The newest whole checkpoint of TRL in a folder, for `trainer.train(resume_from_checkpoint=...)`; None where there is none, which starts anew.
 
     TRL writes trainer_state.json last, but its other processes may be later still; what a kill left unfinished is passed over.
+    `before`: only one of fewer steps; resumed at its last step, TRL would take one more.
     """
-    found = [p for p in Path(output_dir).glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    for folder in sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True):
+    steps = [int(number) for p in Path(output_dir).glob("checkpoint-*") if (number := p.name.removeprefix("checkpoint-")).isdigit()]
+    for step in sorted(steps, reverse=True):
+        folder = Path(output_dir) / f"checkpoint-{step}"
+        if before is not None and step >= before:
+            continue
         try:
             state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):

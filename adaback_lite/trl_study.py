@@ -1,6 +1,6 @@
-"""Does a curriculum do inside TRL what it does in our own trainer? `python -m adaback_lite.trl_study` measures it on parity.
+"""Does a curriculum do inside TRL what it does in our own trainer? `python -m adaback_lite.trl_study parity` and `gsm` measure it.
 
-Chain-of-Parities, L = 16, sequential positions, 4,096 training inputs, 300 steps of 32 samples x 8 rollouts and no early stopping,
+parity: Chain-of-Parities, L = 16, sequential positions, 4,096 training inputs, 300 steps of 32 samples x 8 rollouts and no early stopping,
 so that all have the same rollouts; three seeds of each of
 
     ours            adaback train, AdaBack
@@ -8,7 +8,12 @@ so that all have the same rollouts; three seeds of each of
     TRL x 2         the same on two processes (accelerate launch, gloo), killed by SIGKILL at a random step, and resumed
     TRL alone       GRPOTrainer with nothing revealed (method rl)
 
-A second call goes on where the first was stopped. Writes data/results/trl_parity.csv, a row a run, and trl_parity.json.
+Writes data/results/trl_parity.csv, a row a run, and trl_parity.json.
+
+gsm: that it runs with a language model, and no more: SmolLM2-135M with LoRA on gsm-symbolic, four steps of 4 problems x 4 rollouts,
+AdaBack and nothing revealed, one seed, one process. Writes data/results/trl_gsm.csv, a row a step, and trl_gsm.json.
+
+A second call goes on where the first was stopped.
 """
 
 import argparse
@@ -22,7 +27,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from .config import Config, dump_config, make_config
+from .config import Config, dump_config, make_config, preset
 from .results import store
 from .runs import Run, write_atomically
 from .seeding import numpy_generator
@@ -32,6 +37,10 @@ from .trainer import train
 SETTINGS = {
     "policy.positions": "sequential", "task.n_train": 4096, "trainer.max_steps": 300, "trainer.target_accuracy": 0.0,
     "trainer.checkpoint_every": 20, "trainer.threads": 1,
+}  # fmt: skip
+GSM = preset("quick") | {
+    "task.name": "gsm-symbolic", "task.shots": 0, "task.max_new": 96, "task.n_train": 32, "trainer.max_steps": 4, "trainer.batch_size": 4, "trainer.eval_every": 4,
+    "trainer.threads": 1,
 }  # fmt: skip
 ENGINES = {"ours": "adaback", "TRL": "adaback", "TRL x 2": "adaback", "TRL alone": "rl"}  # the method of each
 TWO = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -82,18 +91,12 @@ def row_of(engine: str, run: Run) -> dict:
     return {**about, **{k: s[k] for k in keys}, "rollouts_to_098": reached[0] if reached else None, "killed_and_resumed_at": resumed[0] if resumed else None}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the study."""
-    parser = argparse.ArgumentParser(prog="python -m adaback_lite.trl_study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1")
-    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES), help="which to run; the table holds these")
-    parser.add_argument("--runs", type=Path, default=Path("runs/studies/trl_parity"), help="folder for the runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the table")
-    args = parser.parse_args(argv)
-    about, rows = started(args.runs, "python -m adaback_lite.trl_study"), []
-    for seed in range(args.seeds):
-        for engine in args.engines:
-            config = make_config(SETTINGS, method=ENGINES[engine], seed=seed, out=str(args.runs / f"{engine.replace(' ', '-').lower()}-{seed}"))
+def parity(root: Path, seeds: int, engines: list[str]) -> tuple[pd.DataFrame, dict]:
+    """(table, facts) of the parity study."""
+    rows = []
+    for seed in range(seeds):
+        for engine in engines:
+            config = make_config(SETTINGS, method=ENGINES[engine], seed=seed, out=str(root / f"{engine.replace(' ', '-').lower()}-{seed}"))
             if engine == "ours":
                 run = train(config, resume=True, progress=False)
             elif engine == "TRL x 2":
@@ -102,8 +105,33 @@ def main(argv: list[str] | None = None) -> None:
                 run = train_by_trl(config)
             rows.append(row_of(engine, run))
             print(rows[-1], flush=True)
-    facts = {**about, "cpu": cpu_name(), "seeds": list(range(args.seeds)), "settings": SETTINGS, "machine": run.summary["machine"]}
-    store("trl_parity", pd.DataFrame(rows), facts, args.results)
+    return pd.DataFrame(rows), {"seeds": list(range(seeds)), "settings": SETTINGS, "machine": run.summary["machine"]}
+
+
+def gsm(root: Path) -> tuple[pd.DataFrame, dict]:
+    """(table, facts) of the language model's few steps."""
+    rows = []
+    for method in ("adaback", "rl"):
+        run = train_by_trl(make_config(GSM, method=method, seed=0, out=str(root / method)))
+        steps = [e for e in run.events if e["event"] == "step"]
+        keys = ("step", "rollouts", "generated_tokens", "mean_rho", "mean_reward", "grad_groups", "wall")
+        rows += [{"method": method, **{k: e[k] for k in keys}} for e in steps]
+    return pd.DataFrame(rows), {"seeds": [0], "settings": GSM, "machine": run.summary["machine"]}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one study."""
+    parser = argparse.ArgumentParser(prog="python -m adaback_lite.trl_study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=("parity", "gsm"))
+    parser.add_argument("--seeds", type=int, default=3, help="parity: seeds 0 to N - 1")
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES), help="parity: which to run; the table holds these")
+    parser.add_argument("--runs", type=Path, default=Path("runs/studies"), help="folder for the runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the table")
+    args = parser.parse_args(argv)
+    root = args.runs / f"trl_{args.name}"
+    about = started(root, f"python -m adaback_lite.trl_study {args.name}")
+    table, facts = parity(root, args.seeds, args.engines) if args.name == "parity" else gsm(root)
+    store(f"trl_{args.name}", table, {**about, "cpu": cpu_name(), **facts}, args.results)
 
 
 if __name__ == "__main__":

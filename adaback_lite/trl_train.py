@@ -82,7 +82,7 @@ def grpo_arguments(config: Config, task, processes: int = 1) -> dict:
         "eval_steps": t.eval_every,
         "logging_steps": t.eval_every,
         "save_steps": t.checkpoint_every,
-        "save_total_limit": t.keep_checkpoints,
+        "save_total_limit": max(t.keep_checkpoints, 2),
         "report_to": "none",
     }
 
@@ -161,7 +161,9 @@ def train(config: Config, resume: bool = False, trl: list[str] = ()) -> Run:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.yaml", dump_config(config))
         (folder / "summary.json").unlink(missing_ok=True)
-    checkpoint = last_checkpoint(config.out)
+    # Killed between its last checkpoint and its summary a run goes on from the checkpoint before, or it would take a step too many.
+    solved = [e["step"] for e in Run(folder).so_far if e["event"] == "eval" and config.trainer.target_accuracy and e["step"] and e["accuracy"] >= config.trainer.target_accuracy]
+    checkpoint = last_checkpoint(config.out, before=min([config.trainer.max_steps, *solved]))
     trainer = GRPOTrainer(
         model,
         args=GRPOConfig(**arguments, eval_on_start=checkpoint is None, disable_tqdm=True),

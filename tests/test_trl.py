@@ -438,7 +438,8 @@ def test_the_last_whole_checkpoint_is_found(tmp_path):
     checkpoint(101, text='{"global_st')
     (tmp_path / "checkpoint-102").mkdir()
     (tmp_path / "checkpoint-best").mkdir()
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_checkpoint(tmp_path) == last_checkpoint(tmp_path, before=11) == str(tmp_path / "checkpoint-10")
+    assert last_checkpoint(tmp_path, before=10) == str(tmp_path / "checkpoint-8") and last_checkpoint(tmp_path, before=8) is None
 
 
 # ---------------------------------------------------------------- our tasks

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,6 +112,14 @@ def test_a_finished_run_is_left_as_it_is_and_a_longer_one_goes_on(run, capsys):
     assert main(["--resume", f"--out={run.folder}", "--trainer.max_steps=8"]) == 0
     assert run.summary["steps"] == 8 and [e["step"] for e in run.events if e["event"] == "step"] == list(range(1, 9))
     assert "8 steps, 128 rollouts, stopped by max_steps" in capsys.readouterr().out
+
+
+def test_killed_before_its_summary_a_run_ends_as_it_did(run, tmp_path):
+    whole, folder = without_times(run.folder), tmp_path / "again"
+    shutil.copytree(run.folder, folder)
+    (folder / "summary.json").unlink()
+    assert main(["--resume", f"--out={folder}"]) == 0
+    assert without_times(folder) == whole and Run(folder).summary["test_right"] == run.summary["test_right"]
 
 
 def test_each_trainer_refuses_the_others_run(run, tmp_path, capsys):
@@ -227,17 +236,8 @@ def test_another_number_of_processes_is_refused(undisturbed):
 @pytest.mark.slow
 def test_smollm2_with_lora_on_gsm_symbolic(tmp_path, smollm2):
     """Prompts are our own task's, token for token: one start, one open assistant turn. Only the adapter moves."""
-    settings = {
-        "task.n_train": 4,
-        "task.n_val": 2,
-        "task.n_test": 2,
-        "task.max_new": 24,
-        "trainer.batch_size": 2,
-        "trainer.max_steps": 2,
-        "trainer.eval_every": 2,
-        "trainer.threads": 1,
-    }
-    assert main(["gsm-symbolic", "--preset", "quick", *words(settings | {"grpo.group_size": 4, "out": tmp_path / "run"})]) == 0
+    small = {"task.n_train": 4, "task.n_val": 1, "task.n_test": 1, "task.max_new": 24, "task.shots": 0, "grpo.group_size": 2, "trainer.threads": 1}
+    assert main(["gsm-symbolic", "--preset", "quick", *words(small | {"out": tmp_path / "run"})]) == 0
     run = Run(tmp_path / "run")
     assert [e["step"] for e in run.events if e["event"] == "step"] == [1, 2] and (run.folder / "checkpoint-2" / "adapter_model.safetensors").is_file()
     config = run.config
