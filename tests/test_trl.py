@@ -18,7 +18,8 @@ from adaback_lite.curricula import AdaBack
 from adaback_lite.policy import tiny_tokenizer
 from adaback_lite.runs import Run
 from adaback_lite.tasks import Parity
-from adaback_lite.trl import CurriculumGRPO, Prompt, check_dataset, from_task, last_checkpoint, sample_of, task_reward, with_sample
+from adaback_lite.trl import CurriculumGRPO, Prompt, from_task, last_checkpoint, task_reward
+from adaback_lite.trl_data import check_dataset, sample_of, with_sample
 
 from .language import CHATML, byte_tokenizer
 
