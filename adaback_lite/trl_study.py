@@ -1,7 +1,7 @@
 """Does a curriculum do inside TRL what it does in our own trainer? `python -m adaback_lite.trl_study parity` and `gsm` measure it.
 
 parity: Chain-of-Parities, L = 16, sequential positions, 4,096 training inputs, 300 steps of 32 samples x 8 rollouts and no early stopping,
-so that all have the same rollouts; three seeds of each of
+so that all have the same rollouts; three seeds or more of each of
 
     ours            adaback train, AdaBack
     TRL             AdaBack inside GRPOTrainer, one process
@@ -91,21 +91,26 @@ def row_of(engine: str, run: Run) -> dict:
     return {**about, **{k: s[k] for k in keys}, "rollouts_to_098": reached[0] if reached else None, "killed_and_resumed_at": resumed[0] if resumed else None}
 
 
+def folder_of(engine: str, seed: int, root: Path) -> Path:
+    return root / f"{engine.replace(' ', '-').lower()}-{seed}"
+
+
 def parity(root: Path, seeds: int, engines: list[str]) -> tuple[pd.DataFrame, dict]:
-    """(table, facts) of the parity study."""
-    rows = []
+    """(table, facts) of the parity study: of the runs that were asked for, and of those that an earlier call finished here."""
     for seed in range(seeds):
         for engine in engines:
-            config = make_config(SETTINGS, method=ENGINES[engine], seed=seed, out=str(root / f"{engine.replace(' ', '-').lower()}-{seed}"))
+            config = make_config(SETTINGS, method=ENGINES[engine], seed=seed, out=str(folder_of(engine, seed, root)))
             if engine == "ours":
                 run = train(config, resume=True, progress=False)
             elif engine == "TRL x 2":
                 run = train_by_trl(config, 2, int(numpy_generator(seed, "kill").integers(100, 200)))
             else:
                 run = train_by_trl(config)
-            rows.append(row_of(engine, run))
-            print(rows[-1], flush=True)
-    return pd.DataFrame(rows), {"seeds": list(range(seeds)), "settings": SETTINGS, "machine": run.summary["machine"]}
+            print(row_of(engine, run), flush=True)
+    every = [(engine, Run(folder_of(engine, seed, root))) for seed in range(100) for engine in ENGINES]
+    finished = [(engine, run) for engine, run in every if (run.folder / "summary.json").is_file()]
+    table = pd.DataFrame([row_of(engine, run) for engine, run in finished])
+    return table, {"seeds": sorted(table.seed.unique().tolist()), "settings": SETTINGS, "machine": finished[0][1].summary["machine"]}
 
 
 def gsm(root: Path) -> tuple[pd.DataFrame, dict]:
@@ -124,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m adaback_lite.trl_study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=("parity", "gsm"))
     parser.add_argument("--seeds", type=int, default=3, help="parity: seeds 0 to N - 1")
-    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES), help="parity: which to run; the table holds these")
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES), help="parity: which to run; the table also holds what earlier calls have finished")
     parser.add_argument("--runs", type=Path, default=Path("runs/studies"), help="folder for the runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the table")
     args = parser.parse_args(argv)
