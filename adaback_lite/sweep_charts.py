@@ -47,7 +47,7 @@ def by_value(table: pd.DataFrame, parameter: str, regime: str = "n_train") -> pd
     return pd.DataFrame(rows)
 
 
-def sensitivity(table: pd.DataFrame, parameter: str, regime: str = "n_train", regime_title: str = "training inputs") -> alt.Chart:
+def sensitivity(table: pd.DataFrame, parameter: str, regime: str = "n_train", regime_title: str = "training inputs", title: str | None = None) -> alt.Chart:
     """Test accuracy (above) and rollouts until the target (below) against a parameter's values, a column for each regime.
 
     Dots are single runs, hollow where the target was not reached (below they stand at the rollouts that were spent). The black tick is the mean
@@ -65,7 +65,7 @@ def sensitivity(table: pd.DataFrame, parameter: str, regime: str = "n_train", re
     least, most = means.seeds.min(), means.seeds.max()
     seeds = f"{least} seeds" if least == most else f"{least} to {most} seeds"
     subtitle = [f"A dot is a run, hollow if it did not reach its target. Tick: mean over {seeds}; bar: 95 % interval of that mean (below, where all runs reached it)."]
-    return alt.vconcat(*rows, title=alt.TitleParams(f"What {symbol(parameter)} does", subtitle=subtitle, anchor="start", offset=10)).resolve_scale(fill="shared")
+    return alt.vconcat(*rows, title=alt.TitleParams(title or f"What {symbol(parameter)} does", subtitle=subtitle, anchor="start", offset=10)).resolve_scale(fill="shared")
 
 
 def symbol(parameter: str) -> str:
