@@ -52,17 +52,19 @@ def check(table, title: str = "The model of cost against the clock") -> alt.Laye
                 shape=alt.Shape("side:N", title=None, sort=list(SIDES), scale=alt.Scale(domain=list(SIDES), range=list(SIDES.values()))),
                 tooltip=[*tips, *(alt.Tooltip(f"{k}:Q", format=".3g") for k in ("measured", "predicted", "error"))],
             ),
-        ).properties(),
+        ),
         title,
         notes,
     ).properties(width=340, height=340)
 
 
-def parts(predictions: list[dict], title: str = "Seconds of a step, predicted") -> alt.FacetChart:
+def parts(predictions, title: str = "Seconds of a step, predicted") -> alt.FacetChart:
     """Stacked bars of prefill, decode and update over the revealed share, both ways side by side; a panel for each model, each with its own scale.
 
-    `predictions`: rows of `cost.predictions()` with one group size and one kind of training. Raises UserError where there are several, or none.
+    `predictions`: rows of `cost.predictions()`, a list or a DataFrame, with one group size and one kind of training. Raises UserError where there are
+    several, or none.
     """
+    predictions = predictions if isinstance(predictions, list) else predictions.to_dict("records")
     for key, what in (("group", "group sizes"), ("trained", "kinds of training")):
         found = sorted({str(row[key]) for row in predictions})
         if len(found) != 1:

@@ -272,5 +272,5 @@ def test_stored_errors_are_those_of_the_stored_table_and_constants():
     for row in table[table.source == "grid"].itertuples():
         assert row.used == ("calibration" if row.size in ("0.13 M", "1.2 M") and row.group == 8 else "held out") and row.low <= row.measured <= row.high
         work = Work(prompts=facts["settings"]["prompts"], group=row.group, prompt=18, rationale=32, reveal=row.reveal)
-        c = step_cost(work, shape_of(tiny_model(study.POLICIES[row.size]).config), machine)
+        c = step_cost(work, study.shape(row.size), machine)
         assert row.predicted == pytest.approx(c.sampling_seconds if row.part == "sampling" else c.update.seconds, rel=1e-4)

@@ -29,6 +29,7 @@ def test_parts_holds_the_predictions(rows, tmp_path):
     mine = [r for r in rows if r["trained"] == "adapter"]
     chart = cost_charts.parts(mine)
     values = chart.to_dict()["data"]["values"]
+    assert cost_charts.parts(pd.DataFrame(rows).query("trained == 'adapter'")).to_dict()["data"]["values"] == values
     assert [v["seconds"] for v in values] == [r[part] for r in mine for part in PARTS]
     assert list(dict.fromkeys(v["model"] for v in values)) == ["llama-3.2-1b, 1 GPU", "llama-3.1-8b, 1 GPU", "llama-3.1-70b, 8 GPUs"]
     assert chart.to_dict()["title"]["subtitle"][0].startswith("ARITHMETIC, NOT MEASURED.")

@@ -10,6 +10,7 @@ stopped goes on where it was; README.md here says more.
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -52,6 +53,12 @@ class Cell(NamedTuple):
 
 
 CELLS = [Cell(*c) for c in ((size, G, rho) for size in POLICIES for G in GROUPS for rho in REVEALS)]
+
+
+@functools.cache
+def shape(size: str) -> Shape:
+    """Of one of POLICIES."""
+    return shape_of(tiny_model(POLICIES[size]).config)
 
 
 # ---------------------------------------------------------------- measuring
@@ -183,7 +190,7 @@ def grid_steps(lines: list[dict], prompts: int = PROMPTS) -> dict[Cell, tuple[Me
         mine = [line for line in lines if Cell(*line["cell"]) == cell]
         work = Work(prompts=prompts, group=cell.group, prompt=PROMPT_TOKENS, rationale=step.Size.tokens, reveal=cell.reveal, grad_groups=np.mean([r["grad_groups"] for r in mine]))
         medians = (float(np.median([r[part] for r in mine])) for part in ("sampling", "update"))
-        steps[cell] = Measured(work, shape_of(tiny_model(POLICIES[cell.size]).config), {}, *medians), mine
+        steps[cell] = Measured(work, shape(cell.size), {}, *medians), mine
     return steps
 
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from adaback_lite import results
-from adaback_lite.cost import SHAPES, Machine, Work, shape_of, step_cost
-from adaback_lite.policy import tiny_model
+from adaback_lite.cost import SHAPES, Machine, Work, step_cost
 from tests.benchmarks import cost as study
 
 MACHINE = Machine(flops=5e10, bandwidth=8e9, step_seconds=3e-4, layer_seconds=2e-4)
@@ -26,7 +25,7 @@ def lines_of(machine: Machine, prompts: int = study.PROMPTS) -> list[dict]:
     lines = []
     for cell in study.CELLS:
         work = Work(prompts=prompts, group=cell.group, prompt=study.PROMPT_TOKENS, rationale=32, reveal=cell.reveal)
-        c = step_cost(work, shape_of(tiny_model(study.POLICIES[cell.size]).config), machine)
+        c = step_cost(work, study.shape(cell.size), machine)
         for n, slower in enumerate((1.0, 3.0, 1.0)):
             seconds = {"sampling": slower * c.sampling_seconds, "update": slower * c.update.seconds}
             seconds |= {f"wall_{part}": 2 * value for part, value in seconds.items()}
@@ -51,12 +50,11 @@ def test_measuring_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 
 
 def test_sizes_are_what_they_are_called():
-    shapes = {name: shape_of(tiny_model(policy).config) for name, policy in study.POLICIES.items()}
+    shapes = {name: study.shape(name) for name in study.POLICIES}
     assert {name: f"{s.parameters / 1e6:.2g} M" for name, s in shapes.items()} == {name: name for name in shapes}
     assert shapes["0.13 M"].parameters == SHAPES["tiny"].parameters
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("change", [{}, {"step_seconds": 0.0}, {"layer_seconds": 0.0}])
 def test_a_machine_is_found_again(change):
     machine = MACHINE.model_copy(update=change)
@@ -66,7 +64,6 @@ def test_a_machine_is_found_again(change):
     assert found.step_seconds == pytest.approx(machine.step_seconds, abs=8e-5) and found.layer_seconds == pytest.approx(machine.layer_seconds, rel=0.05, abs=1e-5)
 
 
-@pytest.mark.slow
 def test_results_of_a_machine_that_keeps_to_the_model():
     table, facts = study.results(lines_of(MACHINE), results.facts_of("step_benchmark"))
     grid = table[table.source == "grid"]
@@ -90,7 +87,6 @@ def test_stored_steps_are_the_benchmarks():
     assert steps["packed", 0.0].update == stored["split"]["ours"]["update"] and steps["padded", 0.75].sampling == stored["split_reveal_075"]["trl"]["generate"]
 
 
-@pytest.mark.slow
 def test_report(tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(study, "measure", lambda rounds, log: asked.append((rounds, log)) or lines_of(MACHINE))
