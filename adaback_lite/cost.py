@@ -20,7 +20,8 @@ fixed time. Two ways of taking the same step are compared:
                 longest remainder; all groups are updated (tests/benchmarks/README.md); the cache concatenates, which copies it for each token
 
 Left out: rewards, moving data between GPUs, repeating keys and values for grouped heads, merging an adapter, KL, SFT. tests/benchmarks/cost.py
-checks the model against the clock of a CPU, and data/results/cost.json says how far it is off. Of GPUs nothing has been measured.
+checks the model against the clock of a CPU, and data/results/cost.json says how far it is off. Not checked there: GPUs, bfloat16, adapters, gradient
+checkpointing, grouped heads, and the cost of logits, for the vocabulary has six tokens.
 """
 
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ class Work(Settings):
     def hidden(self) -> np.ndarray:
         """[B] tokens that each sample's rollouts write, in ascending order."""
         mean = self.mean_hidden
-        longest = self.longest or mean
+        longest = (self.longest or mean) if self.prompts > 1 else mean  # one sample has no spread
         return np.rint(np.linspace(2 * mean - longest, longest, self.prompts)).astype(int)
 
 
@@ -418,7 +419,8 @@ def memory(work: Work, shape: Shape, number_bytes: int = 2, **how) -> Memory:
     """
     how = make(How, **how)
     sample, update = _COUNTS[how.way]
-    weights = number_bytes * (shape.parameters + (shape.layer_weights if how.lora_rank else 0))
+    merged = shape.layer_weights if how.lora_rank and how.way == "packed" else 0  # TRL's generate samples through the adapter
+    weights = number_bytes * (shape.parameters + merged)
     trained = 16 * shape.adapter(how.lora_rank) if how.lora_rank else (16 - number_bytes) * shape.parameters
     kept = shape.layers * shape.width + shape.kept if how.checkpointing else shape.layers * shape.kept
     passes = [p.tokens * kept * number_bytes + min(p.logits, _logits_at_once(shape) if how.way == "packed" else p.logits) * shape.vocabulary * 12 for p in update(work, shape, how)]

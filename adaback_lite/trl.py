@@ -21,6 +21,7 @@ import functools
 import hashlib
 import inspect
 import json
+import math
 import os
 import time
 import warnings
@@ -38,10 +39,10 @@ from transformers.trainer_callback import ExportableState
 from .config import make_config
 from .curricula import make_curriculum, tokens_shown
 from .errors import UserError
-from .runs import read_events
-from .tasks.text import answer_start, check_template, encode_steps, tokens_from
+from .runs import by_trl, read_events
+from .tasks.text import check_template, encode_steps, tokens_from
 from .trainer import checked_rho, machine
-from .trl_data import Prompt, check_dataset, check_start, from_task, sample_of, task_reward, with_sample
+from .trl_data import Prompt, check_dataset, from_task, hidden_from, sample_of, starts_twice, task_reward, with_sample
 
 # Tested releases. rollout_func is experimental and two methods that `rollout` calls are private, so each release may change them.
 OLDEST, TOO_NEW = "1.16", "1.17"
@@ -57,7 +58,7 @@ def check_version() -> None:
         version = metadata.version("trl")
     except metadata.PackageNotFoundError:
         raise UserError("TRL is not installed; install it with: pip install 'adaback-lite[trl]'") from None
-    if not Version(OLDEST) <= Version(version) < Version(TOO_NEW):
+    if Version(version).release[:2] != Version(OLDEST).release:  # 1.17.0.dev0 is below 1.17, and not 1.16
         age = "old" if Version(version) < Version(OLDEST) else "new"
         raise UserError(f"TRL {version} is too {age} for adaback_lite.trl, which is tested with {OLDEST}; install that with: pip install 'trl>={OLDEST},<{TOO_NEW}'")
 
@@ -88,12 +89,18 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
             prompt     text, or chat messages of which the last is not the assistant's
             rationale  a correct solution: a text, whose lines are its steps, or a list of steps
             id         a number or text that no other row has
-            answer     (may be missing) the final answer as it stands in the rationale; it is never shown, nor is what follows "#### " or stands in \\boxed
+            answer     (may be missing) the final answer as it stands in the rationale
         reward: a reward function as TRL takes it, 1 for a right output and 0 for a wrong one: its mean over a group is what the curriculum hears.
             It is given `completions` with the revealed prefix in front; `completion_ids` holds only what was written.
         method: adaback, rl, r3, r3-staged, uft, anneal, frontier or constant.
         curriculum: an instance with `reveal` and `update` (see curricula.py), in place of the method's own.
         settings: any of the curriculum's settings by name: `tau=0.3, alpha=0.1`.
+
+    Nothing is shown from where the answer begins: its box, the last "#### ", or the last place of `answer`, whichever comes first; without any of
+    them all but the last token may be shown. Where the answer stands earlier too, it is seen there.
+
+    TRL's own sampler shuffles anew in each epoch, but begins with the first epoch's order when a run is resumed in a later one. A run that is to
+    go on with the same samples needs `shuffle_dataset=False` and a dataset that is one long epoch, as trl_train.in_our_order makes it.
 
     The seed of the draws is TRL's `args.seed`. `curriculum` is there once training has begun. events.jsonl in `args.output_dir` has
     a `start`, a `step` for each generation batch and an `eval` for each evaluation, as our own runs have (runs.py), with the
@@ -107,10 +114,14 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
         if config.uses_sft:
             raise UserError(f"method is {method}, but inside TRL only the RL stage is ours; train with TRL's SFTTrainer first, and start from its result with an RL method.")
         if not callable(reward) or inspect.iscoroutinefunction(reward):
-            raise UserError("reward must be a plain function that returns a number for each completion; give models and coroutines as hooks(reward_funcs=[...]).")
+            raise UserError("reward must be a plain function that returns a number for each completion, not a model or a coroutine: the curriculum has to hear it at once.")
         self.method, self.settings, self.name = method, config.curriculum, config.curriculum_name
         self.given, self.reward, self.curriculum = curriculum, reward, None
         self.ids, self.rationales, self.answers = check_dataset(dataset)
+        if getattr(curriculum, "n_samples", len(self.ids)) != len(self.ids):
+            raise UserError(
+                f"The curriculum is made for {curriculum.n_samples} samples, but the dataset has {len(self.ids)}; make it with {type(curriculum).__name__}(len(dataset))."
+            )
         number, chat = {name: i for i, name in enumerate(self.ids)}, not isinstance(dataset[0]["prompt"], str)
         self.conversational = chat
 
@@ -126,9 +137,12 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
         self._encoded: dict[int, tuple[list[int], list[int], int]] = {}
 
     def hooks(self, reward_funcs=(), callbacks=()) -> dict:
-        """The arguments of `GRPOTrainer` by which it is steered. Further reward functions and callbacks of your own go in here."""
-        rewards, more = [self._rewarded(), *reward_funcs], [self, *callbacks]
-        return {"train_dataset": self.dataset, "reward_funcs": rewards, "rollout_func": self.rollout, "callbacks": more}
+        """The arguments of `GRPOTrainer` by which it is steered. Further reward functions and callbacks of your own go in here; they too are given whole outputs."""
+        for function in reward_funcs:
+            if not callable(function) or inspect.iscoroutinefunction(function) or hasattr(function, "forward"):
+                raise UserError("reward_funcs must be plain functions: TRL would show a model or a coroutine the output without its revealed prefix, as with a hole.")
+        rewards = [self._whole(self.reward, heard=True), *(self._whole(function) for function in reward_funcs)]
+        return {"train_dataset": self.dataset, "reward_funcs": rewards, "rollout_func": self.rollout, "callbacks": [self, *callbacks]}
 
     # ------------------------------------------------------------ the step
 
@@ -142,8 +156,7 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
         extra, training = {}, trainer.model.training
         if training:
             samples = [sample_of(prompt) for prompt in prompts]
-            check_start(prompt_ids[0], trainer.processing_class)
-            mine = self._reveal(samples, trainer)
+            mine = self._reveal(samples, any(starts_twice(ids, trainer.processing_class) for ids in prompt_ids), trainer)
             revealed = [self._rationale(i, trainer.processing_class)[0][:shown] for i, shown in zip(samples, np.repeat(self._visit.shown, self._visit.group)[mine])]
             prompt_ids = [ids + prefix for ids, prefix in zip(prompt_ids, revealed)]
             extra = {"revealed": revealed, "rho": np.repeat(self._visit.rho, self._visit.group)[mine].tolist()}
@@ -151,15 +164,25 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
         completion_ids, logprobs = trainer._generate_single_turn(prompt_ids, None, {}, group)
         return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": logprobs, **extra}
 
-    def _reveal(self, samples: list[int], trainer) -> slice:
-        """Draw for the batch of all processes: each asks the same curriculum the same question, so all get the same answer. Returns this process's rows."""
+    def _reveal(self, samples: list[int], twice: bool, trainer) -> slice:
+        """Draw for the batch of all processes: each asks the same curriculum the same question, so all get the same answer. Returns this process's rows.
+
+        What is wrong with a row of one process is raised on all, or the others would wait for it.
+        """
         if self.curriculum is None:
             raise UserError("The curriculum was not told that training began; give GRPOTrainer all of **hooks(), its callbacks too.")
         rows = np.array(gather_object(samples)).reshape(-1, trainer.num_generations)  # [B, G] of all processes, in their order
+        if any(gather_object([twice])):
+            bos = trainer.processing_class.bos_token
+            raise UserError(f"The prompts begin with {bos} twice, for their text holds it and the tokenizer adds one; take it out of the text, or give chat messages.")
+        if (rows < 0).any():
+            raise UserError("A training prompt does not know its sample; give GRPOTrainer the dataset of hooks() as it is, and map or filter before CurriculumGRPO.")
         if (rows != rows[:, :1]).any():
             raise UserError(f"A group of {trainer.num_generations} rollouts is not of one sample; give GRPOTrainer the dataset of hooks(), and leave its sampler as it is.")
         batch = rows[:, 0]
         rho = checked_rho(self.curriculum.reveal(batch, self.batches), len(batch))
+        if len(set(gather_object([rho.tobytes()]))) > 1:
+            raise UserError("The curriculum drew differently on different processes; let it draw from self.rng of adaback_lite.Curriculum, or from a generator with a fixed seed.")
         shown = [self._shown(share, i, trainer.processing_class) for share, i in zip(rho, batch)]
         self._visit = Visit(batch, rho, shown, trainer.num_generations)
         first = trainer.accelerator.process_index * len(samples)
@@ -170,28 +193,30 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
         if i not in self._encoded:
             steps, text = self.rationales[i], "".join(self.rationales[i])
             ids, ends = encode_steps(tokenizer, steps)
-            start = answer_start(text, "#### " not in text, self.answers[i])
-            self._encoded[i] = ids, ends, max(self.settings.min_hidden, tokens_from(tokenizer, ids, start))
+            self._encoded[i] = ids, ends, max(self.settings.min_hidden, tokens_from(tokenizer, ids, hidden_from(text, self.answers[i])))
         return self._encoded[i]
 
     def _shown(self, rho: float, i: int, tokenizer) -> int:
         _, ends, hidden = self._rationale(i, tokenizer)
         return tokens_shown(rho, ends, self.settings.unit, hidden)
 
-    def _rewarded(self):
-        """`reward` on whole outputs, heard by the curriculum. A function, because TRL names its metrics after it."""
+    def _whole(self, function, heard: bool = False):
+        """A reward function on whole outputs; `heard` by the curriculum. A function, because TRL names its metrics after it."""
 
-        @functools.wraps(self.reward)
+        @functools.wraps(function)
         def reward(prompts, completions, completion_ids, **columns):
             prefixes = columns.get("revealed")  # there in training only
             if prefixes is not None:
                 whole = self._tokenizer.batch_decode([a + b for a, b in zip(prefixes, completion_ids)], skip_special_tokens=True)
                 completions = [[{"role": "assistant", "content": text}] for text in whole] if self.conversational else whole
-            rewards = self.reward(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
-            rewards = [None if r is None else float(r) for r in rewards]
-            if prefixes is None:
-                self._judged += [(name, r) for name, r in zip(columns.get("id", [None] * len(rewards)), rewards) if r is not None]
-            else:
+            rewards = function(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
+            rewards = [None if r is None or math.isnan(r) else float(r) for r in rewards]
+            if len(rewards) != len(completion_ids):
+                raise UserError(f"The reward function returned {len(rewards)} values for {len(completion_ids)} outputs; it must return one for each, None where it has none.")
+            if heard and prefixes is None:
+                ids = columns.get("id", [None] * len(rewards))
+                self._judged += [(repr((name, prompt)), r) for name, prompt, r in zip(ids, prompts, rewards) if r is not None]
+            elif heard:
                 self._update(rewards, completion_ids, columns["log_metric"])
             return rewards
 
@@ -213,7 +238,7 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
             return
         log_metric("curriculum/rho", float(rho.mean()))
         log_metric("curriculum/shown_tokens", float(shown.mean()))
-        low, high = getattr(self.curriculum, "rho_min", None), getattr(self.curriculum, "rho_max", getattr(self.curriculum, "frontier", None))
+        low, high = self._ends("rho_min"), self._ends("rho_max", "frontier")
         self._emit(
             "step",
             step=self.batches,
@@ -230,6 +255,11 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
             grad_groups=float((np.nanmax(table, axis=1) > np.nanmin(table, axis=1)).mean()),
         )
 
+    def _ends(self, *names: str) -> np.ndarray | None:
+        """One end [N] of the samples' intervals, by the first name under which the curriculum has it; None where it has none."""
+        found = (getattr(self.curriculum, name, None) for name in names)
+        return next((values for values in found if isinstance(values, np.ndarray) and values.shape == (len(self.ids),)), None)
+
     # ------------------------------------------------------------ TRL's callbacks
 
     def on_init_end(self, args, state, control, **_):
@@ -238,11 +268,11 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
             raise UserError("remove_unused_columns is on, which drops the rationales from the dataset; leave it False, as GRPOConfig has it.")
         if args.restore_callback_states_from_checkpoint:
             raise UserError("restore_callback_states_from_checkpoint is on, which would replace the curriculum; leave it False, the curriculum restores itself.")
-        updates = args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps
-        if updates > 1 and args.save_strategy == "steps" and args.save_steps % updates:
+        passes = args.steps_per_generation * args.num_iterations  # forward and backward, for one generation batch
+        if args.save_strategy == "steps" and args.save_steps >= 1 and args.save_steps * args.gradient_accumulation_steps % passes:
             warnings.warn(
-                f"A generation batch is used for {updates} steps and save_steps is {args.save_steps}: TRL does not save a batch that is half used, so a resumed run "
-                f"samples it anew, and the curriculum counts it twice; make save_steps a multiple of {updates}.",
+                f"A generation batch lasts {passes / args.gradient_accumulation_steps:g} steps and save_steps is {args.save_steps:g}: TRL does not save a batch that is half used, "
+                "so a resumed run samples it anew, and the curriculum counts it twice; make save_steps a multiple.",
                 stacklevel=2,
             )
 
@@ -250,13 +280,18 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
         """A new curriculum for a new run, the checkpoint's for one that goes on."""
         self._tokenizer, self._folder = processing_class, Path(args.output_dir)
         self._writes, self._began, self._facts = state.is_world_process_zero, time.time(), self._about(args)
-        self._check_tokenizer(processing_class)
+        self._check_tokenizer(processing_class, args.chat_template_kwargs or {})
         n_steps = [max(len(steps), 1) for steps in self.rationales]
         self.curriculum = self.given or make_curriculum(self.name, self.settings, len(self.ids), args.seed, n_steps)
+        events = read_events(self._folder / EVENTS, warns=False)
+        if events and not by_trl(events):
+            raise UserError(f"{self._folder} holds a run of our own trainer; choose another output_dir.")
         if state.global_step:
+            if args.shuffle_dataset and (state.epoch or 0) >= 1:
+                warnings.warn("TRL's sampler goes on with the first epoch's order, so from here on the samples are others than in an undisturbed run.", stacklevel=2)
             self._restore((state.stateful_callbacks or {}).get(type(self).__name__) or {})
             return
-        if any(self._folder.glob("checkpoint-*")) or any(e["event"] == "end" for e in read_events(self._folder / EVENTS, warns=False)):
+        if any(self._folder.glob("checkpoint-*")) or any(e["event"] == "end" for e in events):
             raise UserError(
                 f"{self._folder} holds a run already; go on with it by trainer.train(resume_from_checkpoint=last_checkpoint({str(self._folder)!r})), or choose another output_dir."
             )
@@ -269,14 +304,17 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
         judged, self._judged = gather_object(self._judged), []
         seen = Counter()
         self.evaluated = []
-        for name, r in judged:  # accelerate fills the last batch with samples that had their turn
-            seen[name] += 1
-            if name is None or seen[name] <= args.num_generations_eval:
+        for sample, r in judged:  # accelerate fills the last batch with samples that had their turn
+            seen[sample] += 1
+            if seen[sample] <= args.num_generations_eval:
                 self.evaluated.append(r)
-        if self.evaluated and self.curriculum is not None and "eval_loss" in (metrics or {}):  # not with a prefix of the user's, as of a test set
+        names = [m for m in metrics or {} if m.startswith("eval_") and m.endswith("_loss")]  # eval_loss; of several eval datasets eval_NAME_loss; a test's is test_loss
+        if self.evaluated and self.curriculum is not None and names:
             n, right = len(self.evaluated), sum(self.evaluated)
             self.accuracy = right / n
-            self._emit("eval", stage="rl", step=self.batches, rollouts=self.rollouts, generated_tokens=self.generated_tokens, n=n, right=right, accuracy=self.accuracy)
+            told = {} if names == ["eval_loss"] else {"name": names[0].removeprefix("eval_").removesuffix("_loss")}
+            spent = {"rollouts": self.rollouts, "generated_tokens": self.generated_tokens}
+            self._emit("eval", stage="rl", step=self.batches, **spent, n=n, right=right, accuracy=self.accuracy, **told)
 
     def on_train_end(self, args, state, control, **_):
         self._emit("end", step=self.batches)
@@ -324,9 +362,13 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
         curriculum = self.method if self.given is None else type(self.given).__name__
         return {"processes": args.world_size, "rollouts in a group": args.num_generations, "seed": args.seed, "curriculum": curriculum, "settings": settings, "samples": digest}
 
-    def _check_tokenizer(self, tokenizer) -> None:
+    def _check_tokenizer(self, tokenizer, given: dict) -> None:
         if self.conversational:
-            check_template(tokenizer)
+            try:
+                check_template(tokenizer, **given)
+            except UserError as error:
+                remedy = "set the template by GRPOConfig(chat_template_kwargs=...), as enable_thinking=False for Qwen3, use another model"
+                raise UserError(str(error).replace("use another model", remedy)) from None
         ids, text = self._rationale(0, tokenizer)[0], "".join(self.rationales[0])
         if tokenizer.decode(ids) != text:
             raise UserError(f"The tokenizer does not give back the text it was given (tried on {text[:40]!r}), so a cut could change the rationale; use another model.")
@@ -360,7 +402,8 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
 def last_checkpoint(output_dir: str | os.PathLike, before: int | None = None) -> str | None:
     """The newest whole checkpoint of TRL in a folder, for `trainer.train(resume_from_checkpoint=...)`; None where there is none, which starts anew.
 
-    TRL writes trainer_state.json last, but its other processes may be later still; what a kill left unfinished is passed over.
+    TRL writes trainer_state.json last, but its other processes may be later still; what a kill left unfinished is passed over. All processes must see
+    the same folder: with a disk for each machine no checkpoint looks whole.
     `before`: only one of fewer steps; resumed at its last step, TRL would take one more.
     """
     steps = [int(number) for p in Path(output_dir).glob("checkpoint-*") if (number := p.name.removeprefix("checkpoint-")).isdigit()]

@@ -5,7 +5,7 @@ from collections import Counter
 import datasets
 
 from .errors import UserError
-from .tasks.text import steps_of
+from .tasks.text import answer_start, steps_of
 
 COLUMNS = ("prompt", "rationale", "id")
 
@@ -35,24 +35,45 @@ def check_dataset(dataset) -> tuple[list, list[list[str]], list[str]]:
             )
     if taken := {"revealed", "rho"} & set(dataset.column_names):
         raise UserError(f"The dataset has a column '{min(taken)}', a name under which reward functions are told what was revealed; rename or remove it.")
-    ids, counts = list(dataset["id"]), Counter(dataset["id"])
-    name, times = counts.most_common(1)[0] if counts else (None, 0)
-    if not ids or None in counts or times > 1:
-        wrong = "has no rows" if not ids else "has rows whose id is None" if None in counts else f"has the id {name!r} {times} times"
-        raise UserError(f"The dataset {wrong}, but each sample needs an id of its own, by which the curriculum knows it.")
-    rationales, answers = [], list(dataset["answer"]) if "answer" in dataset.column_names else [""] * len(ids)
-    for name, prompt, rationale in zip(ids, dataset["prompt"], dataset["rationale"]):
-        steps = steps_of(rationale) if isinstance(rationale, str) else list(rationale or [])
+    ids = list(dataset["id"])
+    if not ids:
+        raise UserError("The dataset has no rows, so there is nothing to train on.")
+    for name in ids:
+        if not isinstance(name, str | int):
+            raise UserError(f"The dataset has the id {name!r}, but ids must be texts or whole numbers; number the rows: dataset.add_column('id', list(range(len(dataset)))).")
+    name, times = Counter(ids).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"The dataset has the id {name!r} {times} times, but each sample needs an id of its own, by which the curriculum knows it.")
+    answers = list(dataset["answer"]) if "answer" in dataset.column_names else [None] * len(ids)
+    rationales, texts = [], ["" if answer is None else str(answer) for answer in answers]
+    for name, prompt, rationale, answer in zip(ids, dataset["prompt"], dataset["rationale"], texts):
+        steps = steps_of(rationale) if isinstance(rationale, str) else rationale or []
+        if not (isinstance(steps, list) and all(isinstance(step, str) for step in steps)):
+            raise UserError(f"Sample {name!r} has a rationale that is neither a text nor a list of texts, its steps; make it one with map, chat messages too.")
         if not "".join(steps).strip():
             raise UserError(f"Sample {name!r} has no rationale; leave it out: dataset.filter(lambda row: row['rationale']).")
-        if not isinstance(prompt, str) and (not prompt or not isinstance(prompt[-1].get("content"), str)):
-            raise UserError(f"Sample {name!r} has a prompt that is neither text nor chat messages with text; a curriculum of rationales works on text only.")
-        if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
-            raise UserError(
-                f"Sample {name!r} has a prompt that ends with the assistant's message, after which TRL opens a second turn of the assistant; put that message into the rationale."
-            )
+        if answer not in "".join(steps):
+            raise UserError(f"Sample {name!r} has the answer {answer!r}, which does not stand in its rationale, so it could not be hidden; write both alike, or remove the column.")
+        check_prompt(name, prompt)
         rationales.append(steps)
-    return ids, rationales, [answer if isinstance(answer, str) else "" if answer is None else str(answer) for answer in answers]
+    return ids, rationales, texts
+
+
+def check_prompt(name, prompt) -> None:
+    """Raise UserError for a prompt that is neither text nor chat messages with text, or that leaves no turn to the model."""
+    messages = isinstance(prompt, list) and prompt and all(isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role") for m in prompt)
+    if not messages and not (isinstance(prompt, str) and prompt):
+        raise UserError(f"Sample {name!r} has a prompt that is neither text nor chat messages with text; a curriculum of rationales works on text only.")
+    if messages and prompt[-1]["role"] == "assistant":
+        raise UserError(
+            f"Sample {name!r} has a prompt that ends with the assistant's message, after which TRL opens a second turn of the assistant; put that message into the rationale."
+        )
+
+
+def hidden_from(text: str, answer: str) -> int:
+    """The character of a rationale from which nothing is shown: where its answer begins, by whichever of box, "#### " and `answer` (its last place) comes first."""
+    starts = [answer_start(text, boxed) for boxed in (True, False)]
+    return min([*starts, text.rindex(answer)] if answer else starts)
 
 
 def with_sample(prompt, i: int):
@@ -63,18 +84,15 @@ def with_sample(prompt, i: int):
 
 
 def sample_of(prompt) -> int:
-    """The number of a prompt's sample. Raises UserError when it has lost it on the way."""
+    """The number of a prompt's sample; -1 when it has lost it on the way."""
     text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    if not isinstance(text, Prompt):
-        raise UserError("A training prompt does not know its sample; give GRPOTrainer the dataset of hooks() as it is, and map or filter before CurriculumGRPO.")
-    return text.sample
+    return text.sample if isinstance(text, Prompt) else -1
 
 
-def check_start(ids: list[int], tokenizer) -> None:
-    """Raise UserError when a prompt begins with two BOS tokens: its text holds one, and the tokenizer adds another."""
+def starts_twice(ids: list[int], tokenizer) -> bool:
+    """Whether a prompt begins with two BOS tokens: its text holds one, and the tokenizer adds another."""
     bos = tokenizer.bos_token_id
-    if bos is not None and ids[:2] == [bos, bos]:
-        raise UserError(f"The prompts begin with {tokenizer.bos_token} twice, for their text holds it and the tokenizer adds one; take it out of the text, or give chat messages.")
+    return bos is not None and ids[:2] == [bos, bos]
 
 
 def from_task(task, split: str = "train") -> datasets.Dataset:

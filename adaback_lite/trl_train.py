@@ -38,7 +38,7 @@ from .trl import CurriculumGRPO, from_task, last_checkpoint, quiet, task_reward
 def grpo_arguments(config: Config, task, processes: int = 1) -> dict:
     """Our settings as arguments of `GRPOConfig`. Raises UserError for what TRL cannot do, or not with so many processes.
 
-    A step of ours, batch_size samples x group_size rollouts, is one generation batch and one step of TRL.
+    A step of ours, batch_size samples x group_size rollouts, is one generation batch, for which TRL takes grpo.passes steps of its own.
     """
     g, t = config.grpo, config.trainer
     if g.entropy:
@@ -51,7 +51,7 @@ def grpo_arguments(config: Config, task, processes: int = 1) -> dict:
     return {
         "output_dir": config.out,
         "seed": config.seed,
-        "max_steps": t.max_steps,
+        "max_steps": t.max_steps * g.passes,
         "shuffle_dataset": False,  # `in_our_order` has done it
         # the batch
         "num_generations": g.group_size,
@@ -79,9 +79,9 @@ def grpo_arguments(config: Config, task, processes: int = 1) -> dict:
         "per_device_eval_batch_size": math.gcd(len(task.val), 64 * processes) // processes or 1,
         "num_generations_eval": 1,
         "eval_strategy": "steps",
-        "eval_steps": t.eval_every,
-        "logging_steps": t.eval_every,
-        "save_steps": t.checkpoint_every,
+        "eval_steps": t.eval_every * g.passes,
+        "logging_steps": t.eval_every * g.passes,
+        "save_steps": t.checkpoint_every * g.passes,
         "save_total_limit": max(t.keep_checkpoints, 2),
         "report_to": "none",
     }
@@ -163,7 +163,7 @@ def train(config: Config, resume: bool = False, trl: list[str] = ()) -> Run:
         (folder / "summary.json").unlink(missing_ok=True)
     # Killed between its last checkpoint and its summary a run goes on from the checkpoint before, or it would take a step too many.
     solved = [e["step"] for e in Run(folder).so_far if e["event"] == "eval" and config.trainer.target_accuracy and e["step"] and e["accuracy"] >= config.trainer.target_accuracy]
-    checkpoint = last_checkpoint(config.out, before=min([config.trainer.max_steps, *solved]))
+    checkpoint = last_checkpoint(config.out, before=min([config.trainer.max_steps, *solved]) * config.grpo.passes)
     trainer = GRPOTrainer(
         model,
         args=GRPOConfig(**arguments, eval_on_start=checkpoint is None, disable_tqdm=True),
@@ -218,7 +218,7 @@ def make_parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for a user's mistake, which the first process tells."""
+    """Returns the exit status: 0, or 2 for a user's mistake."""
     parser = make_parser()
     try:
         args, words = parser.parse_known_args(join_negative_numbers(sys.argv[1:] if argv is None else list(argv)))
@@ -227,8 +227,7 @@ def main(argv: list[str] | None = None) -> int:
         config = chosen_config(given, start, args.resume, given.get("out", Config().out), args.preset or natural_preset(start, given))
         run = train(config, args.resume, args.trl)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"adaback: {error}", file=sys.stderr)
+        print(f"adaback: {error}", file=sys.stderr)
         return 2
     if os.environ.get("RANK", "0") == "0":
         print_result(run)

@@ -17,6 +17,8 @@ from adaback_lite.policy import tiny_model
 from tests.benchmarks import cost as study
 from tests.benchmarks import step
 
+from . import helpers  # noqa: F401  (its profile for hypothesis: no deadline, the same examples on every run)
+
 TOY = Shape(layers=1, width=2, heads=1, kv_heads=1, intermediate=3, vocabulary=5)
 TOY_WORK = Work(prompts=1, group=2, prompt=3, rationale=4, reveal=0.5)  # 5 tokens of prompt and prefix, 2 to write
 BOUND = Machine(flops=1e20, bandwidth=1e9)  # by bandwidth alone
@@ -97,7 +99,8 @@ def test_memory_by_hand():
     kept = 7 * 2 + 4 * 4 + 4 * 3
     assert m.update == 7 * kept * 2 + 4 * 5 * 12 and m.total == 120 + 840 + m.update
     lora = memory(TOY_WORK, TOY, lora_rank=1, checkpointing=True, way="padded")
-    assert (lora.weights, lora.trained, lora.cache) == (2 * (60 + 34), 16 * 31, 2 * 4 * 2 * (5 + 2))
+    assert (lora.weights, lora.trained, lora.cache) == (2 * 60, 16 * 31, 2 * 4 * 2 * (5 + 2))
+    assert memory(TOY_WORK, TOY, lora_rank=1).weights == 2 * (60 + 34)  # ours samples from a merged copy
     assert lora.update == 14 * (2 + kept) * 2 + 6 * 5 * 12
 
 
@@ -210,6 +213,8 @@ def test_remainders_have_the_mean_and_the_longest_that_are_asked_for(prompts, ra
     longest = mean + round(spread * (min(rationale, 2 * mean - 1) - mean))
     hidden = Work(prompts=prompts, rationale=rationale, reveal=reveal, longest=longest).hidden()
     assert len(hidden) == prompts and hidden.min() >= 1 and (np.diff(hidden) >= 0).all()
+    if prompts == 1:
+        assert hidden.tolist() == [Work(rationale=rationale, reveal=reveal).mean_hidden]
     if prompts > 1:
         assert hidden.max() == longest and hidden.mean() == pytest.approx(mean)
 
@@ -229,7 +234,7 @@ def test_predictions():
         ("llama-3.1-70b", "all weights"): 32,
     }
     for packed, padded in zip(rows[::2], rows[1::2]):
-        assert (packed["way"], padded["way"]) == ("packed", "padded") and packed["memory_gb"] <= padded["memory_gb"]
+        assert (packed["way"], padded["way"]) == ("packed", "padded") and (packed["memory_gb"] <= padded["memory_gb"] or packed["trained"] == "adapter")
         assert all(packed[k] <= padded[k] for k in (*cost.PARTS, "seconds")) and packed["seconds"] == pytest.approx(sum(packed[p] for p in cost.PARTS))
         assert padded["memory_gb"] <= packed["gpus"] * 72
     by_hand = next(r for r in rows if r["trained"] == "all weights" and r["reveal"] == 0 and r["group"] == 4)

@@ -114,6 +114,18 @@ def test_a_finished_run_is_left_as_it_is_and_a_longer_one_goes_on(run, capsys):
     assert "8 steps, 128 rollouts, stopped by max_steps" in capsys.readouterr().out
 
 
+def test_several_passes_over_a_batch_are_still_one_step_of_ours(tmp_path):
+    """TRL counts a step for each pass; everything that is said in our steps keeps its meaning."""
+    settings = SEQUENTIAL | {"trainer.max_steps": 4, "grpo.passes": 2, "out": tmp_path / "run"}
+    assert main(["parity", *words(settings)]) == 0
+    run = Run(tmp_path / "run")
+    assert (run.summary["steps"], run.summary["rollouts"]) == (4, 64) and [e["step"] for e in run.events if e["event"] == "eval"] == [0, 2, 4]
+    assert sorted(p.name for p in run.folder.glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-8"]
+    before = without_times(run.folder)
+    (run.folder / "summary.json").unlink()
+    assert main(["parity", *words(settings), "--resume"]) == 0 and without_times(run.folder) == before
+
+
 def test_killed_before_its_summary_a_run_ends_as_it_did(run, tmp_path):
     whole, folder = without_times(run.folder), tmp_path / "again"
     shutil.copytree(run.folder, folder)

@@ -167,14 +167,14 @@ def encode_steps(tokenizer, steps: list[str]) -> tuple[list[int], list[int]]:
     return ids, ends
 
 
-def answer_start(text: str, boxed: bool, answer: str = "") -> int:
-    """The character at which a rationale's answer begins: in its box, after its last "#### ", where `answer` stands last, else the last character."""
+def answer_start(text: str, boxed: bool) -> int:
+    """The character at which a rationale's answer begins: in its box, where it has one, after its last "#### ", else the last character."""
     # A solution may box its answer more than once: the first box counts, or a prefix would hold the answer already.
     if boxed and "\\boxed" in text:
         return text.index("\\boxed")
     if "#### " in text:
         return text.rindex("#### ") + 5
-    return text.rindex(answer) if answer and answer in text else len(text) - 1
+    return len(text) - 1
 
 
 def tokens_from(tokenizer, ids: list[int], start: int) -> int:
@@ -185,12 +185,13 @@ def tokens_from(tokenizer, ids: list[int], start: int) -> int:
     return tail
 
 
-def check_template(tokenizer) -> None:
-    """Raise UserError when the chat template cannot leave the assistant's turn open: what is written then would not continue it."""
+def check_template(tokenizer, **given) -> None:
+    """Raise UserError when the chat template cannot leave the assistant's turn open: what is written then would not continue it. `given` goes to the template."""
+    given = {"date_string": DATE, **given}
     turn = [{"role": "user", "content": "How many?"}]
     try:
-        opened = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False, date_string=DATE)
-        whole = tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": "Eleven of them"}], tokenize=False, date_string=DATE)
+        opened = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False, **given)
+        whole = tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": "Eleven of them"}], tokenize=False, **given)
     except Exception as error:  # whatever the template itself raises
         why = " ".join(str(error).split())[:120]
         raise UserError(f"The model's chat template cannot be used ({why}); use another model, or take chat_template out of its tokenizer.") from error
