@@ -71,7 +71,7 @@ def load_pretrained(settings: PolicySettings, source: str | Path | None = None):
     if settings.quantize == "nf4":
         check_quantisation(device)
         options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
-        options["device_map"] = {"": device}
+        options["device_map"] = {"": torch.cuda.current_device() if device == "cuda" else device}  # the number, for with several processes each has a GPU of its own
     try:
         with quietly():
             config = AutoConfig.from_pretrained(place, **named)
