@@ -11,7 +11,7 @@ from pathlib import Path
 from .config import override
 from .control import Control
 from .errors import UserError
-from .runs import Run, load_run
+from .runs import Run, by_trl, go_on_command, load_run
 
 # What says when the folder was saved, how long it took and on what, not what was learnt.
 NOT_COMPARED = ("checkpoint", "resume")
@@ -30,6 +30,8 @@ def replay(folder, out, *, curriculum=None, progress: bool = True) -> Run:
     events = run.so_far
     if run.folder.resolve() == Path(out).resolve():
         raise UserError(f"The replay of {folder} cannot be written over it; choose another out.")
+    if by_trl(events):
+        raise UserError(f"{folder} is a run of TRL, which our own trainer cannot train again; start {go_on_command(out, events).replace(' --resume', '')} with its config.yaml.")
     own = next((e["curriculum"] for e in events if e["event"] == "start" and "curriculum" in e), None)
     if own and curriculum is None:
         raise UserError(f"{folder} was trained with a curriculum of your own, {own}; replay it from Python, with adaback_lite.replay.replay(folder, out, curriculum=...).")

@@ -109,6 +109,8 @@ def load_run(folder: str | os.PathLike) -> Run:
     if not (folder / "config.yaml").is_file():
         if seeds := seed_folders(folder):
             raise UserError(f"{folder} holds one run a seed; name one of them, as {seeds[0]}, or give --seeds as when it was started.")
+        if by_trl(Run(folder).so_far):
+            raise UserError(f"{folder} is the folder of a TRL script, which keeps no config.yaml; the charts draw it as charts.rho('{folder}'), and there is no more to show.")
         raise UserError(f"{folder} is not a run's folder: it has no config.yaml; name the folder that was given as --out.")
     load_config(folder / "config.yaml")
     return Run(folder)
@@ -124,9 +126,13 @@ def by_trl(events: list[dict]) -> bool:
     return any("trl" in e["machine"] for e in events if e["event"] == "start")
 
 
-def go_on_command(folder: str | os.PathLike, trl: bool) -> str:
+def go_on_command(folder: str | os.PathLike, events: list[dict]) -> str:
     """The command that goes on with a stopped run."""
-    return f"{'accelerate launch -m adaback_lite.trl_train' if trl else 'adaback train'} --resume --out {folder}"
+    if not by_trl(events):
+        return f"adaback train --resume --out {folder}"
+    processes = next(e["machine"]["processes"] for e in events if e["event"] == "start")
+    launcher = "python" if processes == 1 else f"accelerate launch --multi_gpu --num_processes {processes}"
+    return f"{launcher} -m adaback_lite.trl_train --resume --out {folder}"
 
 
 def being_written(folder: str | os.PathLike) -> bool:
@@ -184,7 +190,7 @@ class RunWriter(Run):
         if contents and not resume:
             raise UserError(f"{folder} holds a run already; add --resume to go on with it, or choose another --out.")
         if contents and by_trl(self.so_far):
-            raise UserError(f"{folder} holds a run that TRL trains; {go_on_command(folder, True)} goes on with it.")
+            raise UserError(f"{folder} holds a run that TRL trains; {go_on_command(folder, self.so_far)} goes on with it.")
         with _disk(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(folder / "lock", "a")  # noqa: SIM115  (held until close)
@@ -309,6 +315,8 @@ def newest_checkpoint(run: Run) -> tuple[dict, dict]:
             return read_checkpoint(folder)
         except ValueError as error:
             warnings.warn(f"A damaged checkpoint is passed over ({error}).", stacklevel=2)
+    if by_trl(run.so_far):
+        raise UserError(f"{run.folder} is a run of TRL, whose checkpoints we do not read; give one as policy.name, the folder checkpoint-N in it, or evaluate it with TRL.")
     if found:
         raise UserError(f"All checkpoints in {run.folder / 'checkpoints'} are damaged; restore one from a copy, or train again into another folder.")
     raise UserError(f"{run.folder} has no checkpoint yet; train longer, or lower trainer.checkpoint_every.")

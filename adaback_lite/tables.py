@@ -107,7 +107,7 @@ def print_runs(facts: list[dict[str, Any]]) -> None:
 
 def run_facts(run) -> dict[str, Any]:
     """What a run's folder says of it, as text; '' for what it does not say. "diagnoses" is a list of sentences."""
-    from .runs import being_written, by_trl, go_on_command
+    from .runs import being_written, go_on_command
 
     config, events, summary = run.config, run.events, run.summary
     steps = [e for e in events if e["event"] == "step"]
@@ -119,7 +119,7 @@ def run_facts(run) -> dict[str, Any]:
     elif being_written(run.folder):
         state = "running"
     else:
-        state = f"stopped; go on with: {go_on_command(run.folder, by_trl(events))}"
+        state = f"stopped; go on with: {go_on_command(run.folder, events)}"
     facts: dict[str, Any] = {"run": str(run.folder), "method": config.method, "seed": str(config.seed), "state": state}
     facts["step"] = f"{last['step'] if last else 0:,} of {config.trainer.max_steps:,}" if config.curriculum_name else ""
     facts["SFT"] = f"step {sfts[-1]['step']} at learning rate {sfts[-1]['lr']:g}, held-out loss {sfts[-1]['val_loss']:.3f}" if sfts and not summary else ""

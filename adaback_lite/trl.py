@@ -115,6 +115,10 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
             raise UserError(f"method is {method}, but inside TRL only the RL stage is ours; train with TRL's SFTTrainer first, and start from its result with an RL method.")
         if not callable(reward) or inspect.iscoroutinefunction(reward):
             raise UserError("reward must be a plain function that returns a number for each completion, not a model or a coroutine: the curriculum has to hear it at once.")
+        if curriculum is not None and (settings or method != "adaback"):
+            raise UserError("method and settings belong to the curricula that are made here; with a curriculum of your own set them on the instance.")
+        if isinstance(curriculum, type):
+            raise UserError(f"curriculum must be an instance, not a class; give {curriculum.__name__}(len(dataset)).")
         self.method, self.settings, self.name = method, config.curriculum, config.curriculum_name
         self.given, self.reward, self.curriculum = curriculum, reward, None
         self.ids, self.rationales, self.answers = check_dataset(dataset)
@@ -276,8 +280,11 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
                 stacklevel=2,
             )
 
-    def on_train_begin(self, args, state, control, processing_class=None, **_):
+    def on_train_begin(self, args, state, control, processing_class=None, train_dataloader=None, **_):
         """A new curriculum for a new run, the checkpoint's for one that goes on."""
+        if train_dataloader is not None and len(train_dataloader) == 0:
+            batch = args.generation_batch_size // args.num_generations
+            raise UserError(f"A generation batch holds {batch} samples, more than the dataset has, so TRL would train nothing; make the batch smaller, or give more samples.")
         self._tokenizer, self._folder = processing_class, Path(args.output_dir)
         self._writes, self._began, self._facts = state.is_world_process_zero, time.time(), self._about(args)
         self._check_tokenizer(processing_class, args.chat_template_kwargs or {})
@@ -288,7 +295,14 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
             raise UserError(f"{self._folder} holds a run of our own trainer; choose another output_dir.")
         if state.global_step:
             if args.shuffle_dataset and (state.epoch or 0) >= 1:
-                warnings.warn("TRL's sampler goes on with the first epoch's order, so from here on the samples are others than in an undisturbed run.", stacklevel=2)
+                warnings.warn(
+                    "TRL's sampler goes on with the first epoch's order, so from here on the samples are others than in an undisturbed run; shuffle_dataset=False with one long epoch avoids it.",
+                    stacklevel=2,
+                )
+            if state.global_step >= state.max_steps > 0:
+                raise UserError(
+                    f"The checkpoint is of step {state.global_step} of {state.max_steps}: this run is finished, and TRL would take one step more; raise max_steps to go on."
+                )
             self._restore((state.stateful_callbacks or {}).get(type(self).__name__) or {})
             return
         if any(self._folder.glob("checkpoint-*")) or any(e["event"] == "end" for e in events):
@@ -344,7 +358,10 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
             )
         for name, value in before.items():
             if value != now[name]:
-                told = "" if name == "samples" else f" ({value}, now {now[name]})"
+                if name == "settings":
+                    name = next(k for k in value if value[k] != now["settings"].get(k))
+                    value, now = value[name], now["settings"]
+                told = ", or in another order" if name == "samples" else f" ({value}, now {now[name]})"
                 raise UserError(f"The checkpoint was written with other {name}{told}; resume with the same, or start anew in another output_dir.")
         try:
             self.curriculum.load_state_dict(saved["curriculum"])
@@ -379,9 +396,9 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
         return round(self.wall + time.time() - self._began, 3)
 
     def _start(self, args) -> None:
-        curriculum = {"curriculum": type(self.given).__name__} if self.given is not None else {}
+        curriculum = {"curriculum": type(self.given).__name__} if self.given is not None else {"settings": self.settings.model_dump(mode="json")}
         about = {**machine(), "processes": args.world_size, "trl": metadata.version("trl")}
-        self._emit("start", method=self.method, seed=args.seed, **curriculum, settings=self.settings.model_dump(mode="json"), samples=len(self.ids), machine=about)
+        self._emit("start", method=self.method, seed=args.seed, **curriculum, samples=len(self.ids), machine=about)
 
     def _emit(self, event: str, **values) -> None:
         if self._writes:

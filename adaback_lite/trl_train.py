@@ -112,11 +112,16 @@ def more_arguments(words: list[str], taken: dict) -> dict:
     return given
 
 
-class UntilTarget(TrainerCallback):
-    """At each evaluation a line of progress; stop when the held-out accuracy reaches `target`, if it is not 0, with a checkpoint."""
+class Keeper(TrainerCallback):
+    """Writes config.yaml when nothing can refuse the run any more, tells of progress, and stops at trainer.target_accuracy with a checkpoint."""
 
-    def __init__(self, adaback: CurriculumGRPO, target: float):
-        self.adaback, self.target = adaback, target
+    def __init__(self, adaback: CurriculumGRPO, config: Config):
+        self.adaback, self.config, self.target = adaback, config, config.trainer.target_accuracy
+
+    def on_train_begin(self, args, state, control, **_):
+        if state.is_world_process_zero:
+            write_atomically(Path(self.config.out) / "config.yaml", dump_config(self.config))
+            (Path(self.config.out) / "summary.json").unlink(missing_ok=True)
 
     def on_evaluate(self, args, state, control, metrics=None, **_):
         if "eval_loss" not in metrics:
@@ -146,7 +151,7 @@ def train(config: Config, resume: bool = False, trl: list[str] = ()) -> Run:
     if (folder / "config.yaml").is_file():
         run = load_run(folder)
         if run.so_far and not by_trl(run.so_far):
-            raise UserError(f"{folder} holds a run of our own trainer; {go_on_command(folder, False)} goes on with it.")
+            raise UserError(f"{folder} holds a run of our own trainer; {go_on_command(folder, run.so_far)} goes on with it.")
         config = resumed_config(config, run.config)
         if run.summary and finished(run, config):
             return run
@@ -157,19 +162,18 @@ def train(config: Config, resume: bool = False, trl: list[str] = ()) -> Run:
     arguments = grpo_arguments(config, task, state.num_processes)
     arguments |= more_arguments(trl, arguments)
     adaback = CurriculumGRPO(from_task(task), task_reward(task, tokenizer, config.task.format_reward), config.method, **config.curriculum.model_dump())
-    if state.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.yaml", dump_config(config))
-        (folder / "summary.json").unlink(missing_ok=True)
     # Killed between its last checkpoint and its summary a run goes on from the checkpoint before, or it would take a step too many.
     solved = [e["step"] for e in Run(folder).so_far if e["event"] == "eval" and config.trainer.target_accuracy and e["step"] and e["accuracy"] >= config.trainer.target_accuracy]
+    done = max((e["step"] for e in Run(folder).so_far if e["event"] == "step"), default=0)
+    if done > config.trainer.max_steps:
+        raise UserError(f"{folder} has taken {done} steps already, so it cannot end at trainer.max_steps {config.trainer.max_steps}; give a number above.")
     checkpoint = last_checkpoint(config.out, before=min([config.trainer.max_steps, *solved]) * config.grpo.passes)
     trainer = GRPOTrainer(
         model,
         args=GRPOConfig(**arguments, eval_on_start=checkpoint is None, disable_tqdm=True),
         eval_dataset=from_task(task, "val"),
         processing_class=tokenizer,
-        **adaback.hooks(callbacks=[UntilTarget(adaback, config.trainer.target_accuracy)]) | {"train_dataset": in_our_order(adaback.dataset, config)},
+        **adaback.hooks(callbacks=[Keeper(adaback, config)]) | {"train_dataset": in_our_order(adaback.dataset, config)},
     )
     trainer.remove_callback(PrinterCallback)  # some thirty numbers each time, which stand in trainer_state.json
     trainer.train(resume_from_checkpoint=checkpoint)

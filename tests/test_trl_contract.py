@@ -15,11 +15,12 @@ import pytest
 import torch
 import transformers
 
-from adaback_lite.config import PolicySettings
+from adaback_lite import UserError
+from adaback_lite.config import PolicySettings, make_config
 from adaback_lite.policy import tiny_model, tiny_tokenizer
 from adaback_lite.tasks import Parity
 from adaback_lite.trl import CurriculumGRPO, Prompt, from_task, last_checkpoint, task_reward
-from adaback_lite.trl_train import UntilTarget
+from adaback_lite.trl_train import Keeper
 
 from .language import CHATML, byte_tokenizer
 
@@ -238,6 +239,24 @@ def test_a_resumed_run_is_given_its_state_and_ends_as_the_undisturbed_one(record
     assert last_checkpoint(tmp_path / "whole") == str(tmp_path / "whole" / "checkpoint-2")
 
 
+def test_resumed_at_its_last_step_trl_would_take_one_more(record, tmp_path):
+    """Why a finished run's checkpoint is refused, and last_checkpoint has `before`."""
+    again = Record(tmp_path)
+    with pytest.raises(UserError, match="The checkpoint is of step 3 of 3: this run is finished, and TRL would take one step more; raise max_steps"):
+        again.trainer.train(resume_from_checkpoint=last_checkpoint(record.trainer.args.output_dir))
+    again.adaback._restore = lambda saved: None
+    again.trainer.args.max_steps = 4  # so that it is not refused; and 3 again before the first step
+    again.trainer.add_callback(type("Back", (transformers.TrainerCallback,), {"on_step_begin": lambda self, args, state, control, **_: setattr(state, "max_steps", 3)})())
+    again.trainer.train(resume_from_checkpoint=last_checkpoint(record.trainer.args.output_dir))
+    assert again.trainer.state.global_step == 4
+
+
+def test_a_dataset_smaller_than_a_generation_batch_is_refused(tmp_path):
+    """TRL would end at once, and say nothing."""
+    with pytest.raises(UserError, match="A generation batch holds 8 samples, more than the dataset has, so TRL would train nothing"):
+        Record(tmp_path, per_device_train_batch_size=16).trainer.train()
+
+
 def test_a_sampler_that_shuffles_begins_again_when_resumed(record):
     """Why trl_train gives TRL one long epoch: in the second epoch of a new process the order is that of the first."""
     sampler = record.trainer._get_train_sampler()
@@ -283,7 +302,7 @@ def test_a_callback_stops_a_run_at_an_evaluation_and_saves_it(tmp_path, capsys):
 
     task = Parity(TOKENIZER, 4, n_train=4, n_val=2, n_test=1, positions="sequential")
     adaback = CurriculumGRPO(from_task(task), lambda completions, **_: [1.0] * len(completions))
-    hooks = adaback.hooks(callbacks=[UntilTarget(adaback, 0.98)])
+    hooks = adaback.hooks(callbacks=[Keeper(adaback, make_config({"trainer.target_accuracy": 0.98}, out=str(tmp_path)))])
     model = tiny_model(PolicySettings(base="none", layers=1, width=16, heads=2, kv_heads=2))
     args = arguments(tmp_path, save_steps=50, max_steps=10, eval_steps=2, eval_on_start=True)
     trainer = GRPOTrainer(model, args=args, eval_dataset=from_task(task, "val"), processing_class=TOKENIZER, **hooks)

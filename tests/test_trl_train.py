@@ -114,6 +114,27 @@ def test_a_finished_run_is_left_as_it_is_and_a_longer_one_goes_on(run, capsys):
     assert "8 steps, 128 rollouts, stopped by max_steps" in capsys.readouterr().out
 
 
+def test_commands_that_cannot_read_it_say_so(run, tmp_path, command):
+    for words_ in (("eval", run.folder), ("compare", run.folder, run.folder)):
+        status, _, error = command(*words_)
+        assert status == 2 and "is a run of TRL, whose checkpoints we do not read; give one as policy.name" in error
+    status, _, error = command("replay", run.folder, {"out": tmp_path / "again"})
+    assert status == 2 and "is a run of TRL, which our own trainer cannot train again" in error and not (tmp_path / "again").exists()
+    shutil.copy(run.folder / "events.jsonl", tmp_path)
+    status, _, error = command("show", tmp_path)
+    assert status == 2 and "is the folder of a TRL script, which keeps no config.yaml" in error
+
+
+def test_fewer_steps_than_were_taken_are_refused_and_nothing_is_changed(run, tmp_path, capsys):
+    folder = tmp_path / "again"
+    shutil.copytree(run.folder, folder)
+    (folder / "summary.json").unlink()
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    assert main(["--resume", f"--out={folder}", "--trainer.max_steps=3"]) == 2
+    assert "steps already, so it cannot end at trainer.max_steps 3; give a number above" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+
+
 def test_several_passes_over_a_batch_are_still_one_step_of_ours(tmp_path):
     """TRL counts a step for each pass; everything that is said in our steps keeps its meaning."""
     settings = SEQUENTIAL | {"trainer.max_steps": 4, "grpo.passes": 2, "out": tmp_path / "run"}
@@ -139,8 +160,8 @@ def test_each_trainer_refuses_the_others_run(run, tmp_path, capsys):
     assert capsys.readouterr().err == f"adaback: {run.folder} holds a run already; add --resume to go on with it, or choose another --out.\n"
     config = make_config({**SEQUENTIAL, "trainer.max_steps": 9, "out": str(run.folder)})
     (run.folder / "summary.json").rename(tmp_path / "summary.json")  # as if it had been stopped
-    assert run_facts(run)["state"] == f"stopped; go on with: accelerate launch -m adaback_lite.trl_train --resume --out {run.folder}"
-    with pytest.raises(UserError, match=f"holds a run that TRL trains; accelerate launch -m adaback_lite.trl_train --resume --out {run.folder} goes on with it"):
+    assert run_facts(run)["state"] == f"stopped; go on with: python -m adaback_lite.trl_train --resume --out {run.folder}"
+    with pytest.raises(UserError, match=f"holds a run that TRL trains; python -m adaback_lite.trl_train --resume --out {run.folder} goes on with it"):
         train(config, resume=True, progress=False)
     (tmp_path / "summary.json").rename(run.folder / "summary.json")
     ours = train({**SEQUENTIAL, "out": str(tmp_path / "ours")}, progress=False)
@@ -235,10 +256,11 @@ def test_killed_and_resumed_is_undisturbed(processes, moment, undisturbed, tmp_p
 @pytest.mark.slow
 def test_another_number_of_processes_is_refused(undisturbed):
     folder = undisturbed(2)
-    before = (folder / "events.jsonl").read_bytes()
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     process = launch(1, "adaback_lite.trl_train", "--resume", f"--out={folder}", "--trainer.max_steps=45")
     out, _ = process.communicate(timeout=240)
-    assert process.returncode == 2 and (folder / "events.jsonl").read_bytes() == before
+    assert process.returncode == 2 and {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before  # config.yaml and summary.json too
+    assert run_facts(Run(folder))["state"] == "finished"
     assert "adaback: The checkpoint was written by 2 processes and is resumed by 1, but it holds a random state for each of them; launch with --num_processes 2" in out
 
 
