@@ -295,10 +295,8 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
             raise UserError(f"{self._folder} holds a run of our own trainer; choose another output_dir.")
         if state.global_step:
             if args.shuffle_dataset and (state.epoch or 0) >= 1:
-                warnings.warn(
-                    "TRL's sampler goes on with the first epoch's order, so from here on the samples are others than in an undisturbed run; shuffle_dataset=False with one long epoch avoids it.",
-                    stacklevel=2,
-                )
+                told = "TRL's sampler goes on with the first epoch's order, so from here on the samples are others than in an undisturbed run"
+                warnings.warn(f"{told}; shuffle_dataset=False with one long epoch avoids it.", stacklevel=2)
             if state.global_step >= state.max_steps > 0:
                 raise UserError(
                     f"The checkpoint is of step {state.global_step} of {state.max_steps}: this run is finished, and TRL would take one step more; raise max_steps to go on."
