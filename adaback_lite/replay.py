@@ -36,12 +36,12 @@ def replay(folder, out, *, curriculum=None, progress: bool = True) -> Run:
     if own and curriculum is None:
         raise UserError(f"{folder} was trained with a curriculum of your own, {own}; replay it from Python, with adaback_lite.replay.replay(folder, out, curriculum=...).")
     changes = [(e["step"], e["name"], e["value"]) for e in events if e["event"] == "change"]
-    steps = max((e["step"] for e in events if e["event"] == "step"), default=0)
+    steps = run.steps_done
     control = Control(changes, stop_at=None if run.summary else steps)
     try:
         train(override(run.config, {"out": str(out)}), curriculum=curriculum, resume=True, progress=progress, control=control)
     except KeyboardInterrupt:  # as far as the run went; or Ctrl-C before that
-        if max((e["step"] for e in Run(out).so_far if e["event"] == "step"), default=0) < steps:
+        if Run(out).steps_done < steps:
             raise
     return Run(out)
 

@@ -64,6 +64,11 @@ class Run:
         return read_events(self.folder / "events.jsonl", warns=False)
 
     @property
+    def steps_done(self) -> int:
+        """The last RL step that the events tell of."""
+        return max((e["step"] for e in self.so_far if e["event"] == "step"), default=0)
+
+    @property
     def summary(self) -> dict | None:
         """The summary of a finished run, else None."""
         path = self.folder / "summary.json"

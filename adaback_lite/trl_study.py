@@ -78,7 +78,7 @@ def kill_all(pid: int) -> None:
 
 def steps_done(folder: Path) -> int:
     """The last step that a run's events tell of."""
-    return max((e["step"] for e in Run(folder).so_far if e["event"] == "step"), default=0)
+    return Run(folder).steps_done
 
 
 def row_of(engine: str, run: Run) -> dict:

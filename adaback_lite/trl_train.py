@@ -1,7 +1,7 @@
 """`adaback train`, by TRL: the same options, the same folder to look at, another engine.
 
     adaback train parity --method adaback --policy.positions sequential --out runs/a                               # ours, one process
-    accelerate launch --num_processes 8 -m adaback_lite.trl_train parity --method adaback --policy.positions sequential --out runs/b
+    accelerate launch --multi_gpu --num_processes 8 -m adaback_lite.trl_train parity --method adaback --policy.positions sequential --out runs/b
 
 This is also the script to start your own from: build a model and a dataset, name a curriculum, hand its hooks to `GRPOTrainer`.
 After a kill the same command with --resume goes on. The policy stands in TRL's checkpoints, as `from_pretrained` loads them.
@@ -150,8 +150,9 @@ def train(config: Config, resume: bool = False, trl: list[str] = ()) -> Run:
     state.wait_for_everyone()  # nobody writes before everybody has looked
     if (folder / "config.yaml").is_file():
         run = load_run(folder)
-        if run.so_far and not by_trl(run.so_far):
-            raise UserError(f"{folder} holds a run of our own trainer; {go_on_command(folder, run.so_far)} goes on with it.")
+        events = run.so_far
+        if events and not by_trl(events):
+            raise UserError(f"{folder} holds a run of our own trainer; {go_on_command(folder, events)} goes on with it.")
         config = resumed_config(config, run.config)
         if run.summary and finished(run, config):
             return run
@@ -163,8 +164,8 @@ def train(config: Config, resume: bool = False, trl: list[str] = ()) -> Run:
     arguments |= more_arguments(trl, arguments)
     adaback = CurriculumGRPO(from_task(task), task_reward(task, tokenizer, config.task.format_reward), config.method, **config.curriculum.model_dump())
     # Killed between its last checkpoint and its summary a run goes on from the checkpoint before, or it would take a step too many.
-    solved = [e["step"] for e in Run(folder).so_far if e["event"] == "eval" and config.trainer.target_accuracy and e["step"] and e["accuracy"] >= config.trainer.target_accuracy]
-    done = max((e["step"] for e in Run(folder).so_far if e["event"] == "step"), default=0)
+    target, done = config.trainer.target_accuracy, Run(folder).steps_done
+    solved = [e["step"] for e in Run(folder).so_far if e["event"] == "eval" and target and e["step"] and e["accuracy"] >= target]
     if done > config.trainer.max_steps:
         raise UserError(f"{folder} has taken {done} steps already, so it cannot end at trainer.max_steps {config.trainer.max_steps}; give a number above.")
     checkpoint = last_checkpoint(config.out, before=min([config.trainer.max_steps, *solved]) * config.grpo.passes)
@@ -194,7 +195,7 @@ def train(config: Config, resume: bool = False, trl: list[str] = ()) -> Run:
             "test_accuracy_ci95": wilson(right, n),
             "test_right": right,
             "test_n": n,
-            "stopped_by": "target_accuracy" if config.trainer.target_accuracy and held_out >= config.trainer.target_accuracy else "max_steps",
+            "stopped_by": "target_accuracy" if target and held_out >= target else "max_steps",
             "machine": {**machine(), "processes": state.num_processes},
         }
         write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
