@@ -88,7 +88,11 @@ class Run:
         return sorted((self.folder / "checkpoints").glob("step-*"), reverse=True)
 
     def load_checkpoint(self):
-        """(model, tokenizer, state) of the newest checkpoint; `state` is a dict with the step and what else is saved beside the tensors."""
+        """(model, tokenizer, state) of the newest checkpoint; `state` is a dict with the stage, the step, digests and, of our own trainer, what else is saved beside the tensors."""
+        if by_trl(self.so_far):
+            from .trl_checkpoints import load_policy
+
+            return load_policy(self.config, self.folder)
         from .build import build_policy
         from .policy import load_trained
         from .resume import weights_part
@@ -320,8 +324,6 @@ def newest_checkpoint(run: Run) -> tuple[dict, dict]:
             return read_checkpoint(folder)
         except ValueError as error:
             warnings.warn(f"A damaged checkpoint is passed over ({error}).", stacklevel=2)
-    if by_trl(run.so_far):
-        raise UserError(f"{run.folder} is a run of TRL, whose checkpoints we do not read; give one as policy.name, the folder checkpoint-N in it, or evaluate it with TRL.")
     if found:
         raise UserError(f"All checkpoints in {run.folder / 'checkpoints'} are damaged; restore one from a copy, or train again into another folder.")
     raise UserError(f"{run.folder} has no checkpoint yet; train longer, or lower trainer.checkpoint_every.")

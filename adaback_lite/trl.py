@@ -42,6 +42,7 @@ from .errors import UserError
 from .runs import by_trl, read_events
 from .tasks.text import check_template, encode_steps, tokens_from
 from .trainer import checked_rho, machine
+from .trl_checkpoints import last_checkpoint
 from .trl_data import Prompt, check_dataset, from_task, hidden_from, sample_of, starts_twice, task_reward, with_sample
 
 # Tested releases. rollout_func is experimental and two methods that `rollout` calls are private, so each release may change them.
@@ -98,9 +99,6 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
 
     Nothing is shown from where the answer begins: its box, the last "#### ", or the last place of `answer`, whichever comes first; without any of
     them all but the last token may be shown. Where the answer stands earlier too, it is seen there.
-
-    TRL's own sampler shuffles anew in each epoch, but begins with the first epoch's order when a run is resumed in a later one. A run that is to
-    go on with the same samples needs `shuffle_dataset=False` and a dataset that is one long epoch, as trl_train.in_our_order makes it.
 
     The seed of the draws is TRL's `args.seed`. `curriculum` is there once training has begun. events.jsonl in `args.output_dir` has
     a `start`, a `step` for each generation batch and an `eval` for each evaluation, as our own runs have (runs.py), with the
@@ -294,14 +292,13 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
         if events and not by_trl(events):
             raise UserError(f"{self._folder} holds a run of our own trainer; choose another output_dir.")
         if state.global_step:
-            if args.shuffle_dataset and (state.epoch or 0) >= 1:
-                told = "TRL's sampler goes on with the first epoch's order, so from here on the samples are others than in an undisturbed run"
-                warnings.warn(f"{told}; shuffle_dataset=False with one long epoch avoids it.", stacklevel=2)
             if state.global_step >= state.max_steps > 0:
                 raise UserError(
                     f"The checkpoint is of step {state.global_step} of {state.max_steps}: this run is finished, and TRL would take one step more; raise max_steps to go on."
                 )
             self._restore((state.stateful_callbacks or {}).get(type(self).__name__) or {})
+            if train_dataloader is not None:
+                catch_up(train_dataloader, state.global_step // math.ceil(len(train_dataloader) / args.gradient_accumulation_steps))
             return
         if any(self._folder.glob("checkpoint-*")) or any(e["event"] == "end" for e in events):
             raise UserError(
@@ -411,31 +408,13 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
             os.truncate(path, size)
 
 
-# ---------------------------------------------------------------- resuming
-
-
-def last_checkpoint(output_dir: str | os.PathLike, before: int | None = None) -> str | None:
-    """The newest whole checkpoint of TRL in a folder, for `trainer.train(resume_from_checkpoint=...)`; None where there is none, which starts anew.
-
-    TRL writes trainer_state.json last, but its other processes may be later still; what a kill left unfinished is passed over. All processes must see
-    the same folder: with a disk for each machine no checkpoint looks whole.
-    `before`: only one of fewer steps; resumed at its last step, TRL would take one more.
-    """
-    steps = [int(number) for p in Path(output_dir).glob("checkpoint-*") if (number := p.name.removeprefix("checkpoint-")).isdigit()]
-    for step in sorted(steps, reverse=True):
-        folder = Path(output_dir) / f"checkpoint-{step}"
-        if before is not None and step >= before:
-            continue
-        try:
-            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        facts = ((state.get("stateful_callbacks") or {}).get(CurriculumGRPO.__name__) or {}).get("attributes", {}).get("facts", {})
-        processes = facts.get("processes", 1)
-        names = ["rng_state.pth"] if processes == 1 else [f"rng_state_{i}.pth" for i in range(processes)]
-        if all((folder / name).is_file() for name in names):
-            return str(folder)
-    return None
+def catch_up(dataloader, epochs: int) -> None:
+    """Let the sampler of a resumed run draw the orders of the epochs that are over. TRL's shuffles anew in each epoch, but a new process begins with the first one's order."""
+    sampler = dataloader.batch_sampler
+    while hasattr(sampler, "batch_sampler"):  # accelerate's, which deals batches to several processes
+        sampler = sampler.batch_sampler
+    for _ in range(epochs):
+        next(iter(sampler.sampler), None)  # an order is drawn before its first sample comes
 
 
 def _count(n: int, thing: str) -> str:

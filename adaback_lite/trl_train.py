@@ -4,7 +4,7 @@
     accelerate launch --multi_gpu --num_processes 8 -m adaback_lite.trl_train parity --method adaback --policy.positions sequential --out runs/b
 
 This is also the script to start your own from: build a model and a dataset, name a curriculum, hand its hooks to `GRPOTrainer`.
-After a kill the same command with --resume goes on. The policy stands in TRL's checkpoints, as `from_pretrained` loads them.
+After a kill the same command with --resume goes on. The policy stands in TRL's checkpoints, as `from_pretrained` loads them; `adaback eval` and `compare` read it there.
 """
 
 import difflib
@@ -88,10 +88,7 @@ def grpo_arguments(config: Config, task, processes: int = 1) -> dict:
 
 
 def in_our_order(dataset, config: Config):
-    """The training samples step after step, as our own trainer visits them, as one long epoch.
-
-    TRL's sampler begins again with its first epoch's order when a run is resumed in a later one, so that a resumed run would see other samples.
-    """
+    """The training samples step after step, as our own trainer visits them, as one long epoch: the same seed shows both trainers the same samples."""
     order = [batch_ids(len(dataset), config.trainer.batch_size, config.seed, step) for step in range(max(config.trainer.max_steps, 1))]
     return dataset.select(np.concatenate(order))
 

@@ -19,7 +19,7 @@ from adaback_lite.curricula import AdaBack
 from adaback_lite.policy import tiny_tokenizer
 from adaback_lite.runs import Run
 from adaback_lite.tasks import Parity
-from adaback_lite.trl import CurriculumGRPO, Prompt, from_task, last_checkpoint, task_reward
+from adaback_lite.trl import CurriculumGRPO, Prompt, from_task, task_reward
 from adaback_lite.trl_data import check_dataset, sample_of, with_sample
 
 from .language import CHATML, byte_tokenizer
@@ -496,26 +496,6 @@ def test_what_existed_is_not_lost(tmp_path):
         begun(tmp_path)
 
 
-def test_the_last_whole_checkpoint_is_found(tmp_path):
-    def checkpoint(step_, processes=1, files=("rng_state.pth",), text=None):
-        folder = tmp_path / f"checkpoint-{step_}"
-        folder.mkdir()
-        state = {"stateful_callbacks": {"CurriculumGRPO": {"args": {}, "attributes": {"facts": {"processes": processes}}}}}
-        (folder / "trainer_state.json").write_text(json.dumps(state) if text is None else text)
-        for name in files:
-            (folder / name).touch()
-
-    assert last_checkpoint(tmp_path) is None and last_checkpoint(tmp_path / "none") is None
-    checkpoint(8)
-    checkpoint(10, 2, ("rng_state_0.pth", "rng_state_1.pth"))
-    checkpoint(100, 2, ("rng_state_0.pth",))  # the second process was killed before it had written
-    checkpoint(101, text='{"global_st')
-    (tmp_path / "checkpoint-102").mkdir()
-    (tmp_path / "checkpoint-best").mkdir()
-    assert last_checkpoint(tmp_path) == last_checkpoint(tmp_path, before=11) == str(tmp_path / "checkpoint-10")
-    assert last_checkpoint(tmp_path, before=10) == str(tmp_path / "checkpoint-8") and last_checkpoint(tmp_path, before=8) is None
-
-
 # ---------------------------------------------------------------- our tasks
 
 
@@ -625,14 +605,6 @@ def test_trainer_arguments_that_would_do_something_else_are_refused(tmp_path):
     for saves, passes, accumulated, said in ((6, 8, 2, 4), (1, 3, 2, 1.5)):
         with pytest.warns(UserWarning, match=f"A generation batch lasts {said} steps and save_steps is {saves}: .* make save_steps a multiple"):
             adaback.on_init_end(arguments(tmp_path, steps_per_generation=passes, gradient_accumulation_steps=accumulated, save_steps=saves), None, None)
-
-
-def test_who_resumes_in_a_later_epoch_is_warned_of_trls_order(tmp_path):
-    adaback = begun(tmp_path)
-    step(adaback, [0])
-    state = saved_by(adaback, epoch=1.5)
-    with pytest.warns(UserWarning, match="TRL's sampler goes on with the first epoch's order"):
-        begun(tmp_path, state=state)
 
 
 def test_a_folder_of_our_own_trainer_is_left_alone(tmp_path):

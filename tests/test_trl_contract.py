@@ -14,12 +14,13 @@ import datasets
 import pytest
 import torch
 import transformers
+from accelerate.data_loader import get_sampler
 
 from adaback_lite import UserError
 from adaback_lite.config import PolicySettings, make_config
 from adaback_lite.policy import tiny_model, tiny_tokenizer
 from adaback_lite.tasks import Parity
-from adaback_lite.trl import CurriculumGRPO, Prompt, from_task, last_checkpoint, task_reward
+from adaback_lite.trl import CurriculumGRPO, Prompt, catch_up, from_task, last_checkpoint, task_reward
 from adaback_lite.trl_train import Keeper
 
 from .language import CHATML, byte_tokenizer
@@ -95,6 +96,16 @@ class Record:
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
     record = Record(tmp_path_factory.mktemp("trl"))
+    record.trainer.train()
+    return record
+
+
+EPOCHS = {"per_device_train_batch_size": 4, "max_steps": 6, "eval_strategy": "no"}  # 2 of the 4 samples a step: three epochs
+
+
+@pytest.fixture(scope="module")
+def epochs(tmp_path_factory):
+    record = Record(tmp_path_factory.mktemp("epochs"), **EPOCHS)
     record.trainer.train()
     return record
 
@@ -258,10 +269,22 @@ def test_a_dataset_smaller_than_a_generation_batch_is_refused(tmp_path):
 
 
 def test_a_sampler_that_shuffles_begins_again_when_resumed(record):
-    """Why trl_train gives TRL one long epoch: in the second epoch of a new process the order is that of the first."""
+    """Why `catch_up`: a new process begins with the first epoch's order, whatever epoch it resumes in."""
     sampler = record.trainer._get_train_sampler()
-    first, second = list(sampler), list(sampler)
-    assert first != second and list(record.trainer._get_train_sampler()) == first
+    orders = [list(sampler) for _ in range(3)]
+    assert orders[0] != orders[1] != orders[2] and list(record.trainer._get_train_sampler()) == orders[0]
+    loader = record.trainer.get_train_dataloader()
+    catch_up(loader, 2)
+    assert list(get_sampler(loader)) == orders[2]
+
+
+@pytest.mark.parametrize("step", [2, 3])  # between two epochs, and within the second
+def test_resumed_in_a_later_epoch_a_shuffled_run_ends_as_the_undisturbed_one(step, epochs, tmp_path):
+    again = Record(tmp_path, **EPOCHS)
+    again.trainer.train(resume_from_checkpoint=str(Path(epochs.trainer.args.output_dir) / f"checkpoint-{step}"))
+    assert again.adaback.curriculum.state_dict() == epochs.adaback.curriculum.state_dict()
+    assert [out for _, out in training(again)] == [out for _, out in training(epochs)[step:]]
+    assert all(torch.equal(a, b) for a, b in zip(epochs.trainer.model.parameters(), again.trainer.model.parameters()))
 
 
 def test_with_vllm_the_same_prompts_go_to_vllm_and_its_logprobs_come_back(record):

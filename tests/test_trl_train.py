@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 from adaback_lite import UserError, make_config, train
 from adaback_lite.build import build_policy, build_task
-from adaback_lite.policy import load_tokenizer
+from adaback_lite.policy import load_tokenizer, trained_tensors
 from adaback_lite.runs import Run
 from adaback_lite.sft import batch_ids
 from adaback_lite.tables import run_facts
@@ -114,10 +116,35 @@ def test_a_finished_run_is_left_as_it_is_and_a_longer_one_goes_on(run, capsys):
     assert "8 steps, 128 rollouts, stopped by max_steps" in capsys.readouterr().out
 
 
+def test_its_policy_is_read_from_trls_checkpoints(run, tmp_path, command):
+    model, _, state = run.load_checkpoint()
+    newest = run.folder / f"checkpoint-{run.steps_done}"
+    saved = safetensors.torch.load_file(newest / "model.safetensors")
+    assert (state["stage"], state["step"]) == ("rl", run.steps_done) and all(torch.equal(p, saved[name]) for name, p in model.named_parameters())
+    status, out, _ = command("eval", run.folder)
+    assert status == 0 and f"step {run.steps_done}" in out
+    ours = train({**SEQUENTIAL, "out": str(tmp_path / "ours")}, progress=False)
+    status, out, _ = command("compare", run.folder, ours.folder)
+    assert status == 0 and "4 problems" in out
+
+
+def test_weights_that_cannot_be_read_are_one_sentence(run, tmp_path, command):
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    newest = folder / f"checkpoint-{run.steps_done}"
+    (newest / "model.safetensors").write_bytes(b"torn")
+    status, _, error = command("eval", folder)
+    assert status == 2 and error.count("\n") == 1 and str(newest) in error
+    (newest / "model.safetensors").unlink()
+    status, _, error = command("eval", folder)
+    assert status == 2 and f"{newest} holds no weights as safetensors, as is so with shards of DeepSpeed or FSDP" in error
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    status, _, error = command("eval", folder)
+    assert status == 2 and f"{folder} has no whole checkpoint yet; train longer, or lower trainer.checkpoint_every" in error
+
+
 def test_commands_that_cannot_read_it_say_so(run, tmp_path, command):
-    for words_ in (("eval", run.folder), ("compare", run.folder, run.folder)):
-        status, _, error = command(*words_)
-        assert status == 2 and "is a run of TRL, whose checkpoints we do not read; give one as policy.name" in error
     status, _, error = command("replay", run.folder, {"out": tmp_path / "again"})
     assert status == 2 and "is a run of TRL, which our own trainer cannot train again" in error and not (tmp_path / "again").exists()
     shutil.copy(run.folder / "events.jsonl", tmp_path)
@@ -217,6 +244,13 @@ def test_the_curriculum_of_two_processes_is_that_of_one(tmp_path, method):
         one, two = (json.loads((tmp_path / n / f"checkpoint-{step}" / "trainer_state.json").read_text())["stateful_callbacks"]["CurriculumGRPO"]["attributes"] for n in "12")
         assert one["curriculum"] == two["curriculum"] and one["batches"] == two["batches"] == step and (one["facts"]["processes"], two["facts"]["processes"]) == (1, 2)
     assert (tmp_path / "2" / "checkpoint-8" / "rng_state_1.pth").is_file()  # two there were
+    # Resumed in the third epoch of a script that shuffles: the same samples as before.
+    whole, state = without_times(tmp_path / "2"), two["curriculum"]
+    for step in (6, 7, 8):
+        shutil.rmtree(tmp_path / "2" / f"checkpoint-{step}")
+    finish(launch(2, "tests.trl_ranks", tmp_path / "2", method))
+    ended = json.loads((tmp_path / "2" / "checkpoint-8" / "trainer_state.json").read_text())["stateful_callbacks"]["CurriculumGRPO"]["attributes"]
+    assert without_times(tmp_path / "2") == whole and ended["curriculum"] == state
 
 
 LONGER = SEQUENTIAL | {"trainer.max_steps": 40, "trainer.checkpoint_every": 5, "trainer.eval_every": 10}
@@ -274,6 +308,9 @@ def test_smollm2_with_lora_on_gsm_symbolic(tmp_path, smollm2):
     assert main(["gsm-symbolic", "--preset", "quick", *words(small | {"out": tmp_path / "run"})]) == 0
     run = Run(tmp_path / "run")
     assert [e["step"] for e in run.events if e["event"] == "step"] == [1, 2] and (run.folder / "checkpoint-2" / "adapter_model.safetensors").is_file()
+    saved = safetensors.torch.load_file(run.folder / "checkpoint-2" / "adapter_model.safetensors")
+    read = trained_tensors(run.load_policy()[0])
+    assert saved.keys() == read.keys() and all(torch.equal(saved[name], read[name]) for name in saved)
     config = run.config
     task = build_task(config, load_tokenizer(config.policy))
     tokenizer = task.tokenizer

@@ -30,7 +30,7 @@ def main(folder: str, method: str) -> None:
     adaback = CurriculumGRPO(from_task(task), reward, method, tau=0.6)
     args = GRPOConfig(
         output_dir=folder, seed=1, num_generations=4, max_completion_length=8, per_device_train_batch_size=12 // processes, gradient_accumulation_steps=1, max_steps=8,
-        save_steps=2, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, gradient_checkpointing=False, per_device_eval_batch_size=1, num_generations_eval=1,
+        save_steps=1, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, gradient_checkpointing=False, per_device_eval_batch_size=1, num_generations_eval=1,
         eval_strategy="steps", eval_steps=4,
     )  # fmt: skip
     model = tiny_model(PolicySettings(base="none", layers=1, width=16, heads=2, kv_heads=2))

@@ -91,6 +91,10 @@ class Server:
         (child,) = (p for p in psutil.Process(self.process.pid).children(recursive=True) if any(kernel["id"] in word for word in p.cmdline()))
         child.kill()
 
+    def seen(self, name: str) -> str:
+        """What the server knows of a notebook's kernel, for who waits in vain."""
+        return f"the server says {self.kernels(name)}, and in its log:\n{self.log.read_text()[-3000:]}"
+
     def end_sessions(self) -> None:
         """Shut down all kernels, each asked to first."""
         for session in self.ask("/api/sessions"):

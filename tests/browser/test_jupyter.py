@@ -78,7 +78,7 @@ def test_a_page_that_asks_for_anything_else_is_found_out(new_page, server, write
     path = write("asks.ipynb", "from IPython.display import HTML\nHTML('<img src=\"https://example.org/x.png\">')")
     page = new_page()
     open_notebook(page, server, path.name)
-    run_all(page)
+    run_all(page, server)
     until(page, lambda: new_page.elsewhere, SHORT, "for the picture to be asked for")
     page.close()
     assert set(new_page.elsewhere) == {"https://example.org/x.png"}

@@ -174,7 +174,7 @@ def test_a_kernel_that_ends_in_the_middle_of_a_run(page, server, write, tmp_path
     path = write("killed.ipynb", *cells("runs/killed")[:2])
     folder = server.folder / "runs" / "killed"
     open_notebook(page, server, path.name)
-    run_all(page)
+    run_all(page, server)
     panel = cell_output(page, PANEL)
     reached = 0
     for end in ("restart", "kill"):
@@ -190,7 +190,7 @@ def test_a_kernel_that_ends_in_the_middle_of_a_run(page, server, write, tmp_path
             if close.count():
                 screenshot(page, "killed-1-said")
                 close.click()
-        run_all(page)
+        run_all(page, server)
         panel = cell_output(page, PANEL)
         wait_text(panel, "Stopped, with a checkpoint written")
         screenshot(page, f"killed-2-{end}", panel)
@@ -210,12 +210,12 @@ def test_two_starts_at_once(page, server, write):
     """The same folder in two kernels: the second one may look, and says so."""
     path, other = (write(f"{name}.ipynb", *cells("runs/both")[:2]) for name in ("first", "second"))
     open_notebook(page, server, path.name)
-    run_all(page)
+    run_all(page, server)
     press(cell_output(page, PANEL), "Start")
     until(page, lambda: done(cell_output(page, PANEL)) > 0, LONG)
     two = page.context.new_page()
     open_notebook(two, server, other.name)
-    run_all(two)
+    run_all(two, server)
     panel = cell_output(two, PANEL)
     wait_text(panel, "Another process is writing this run")
     assert panel.get_by_role("button", name="Start", exact=True).is_disabled()

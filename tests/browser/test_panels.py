@@ -16,7 +16,7 @@ def test_settings_go_out_and_come_in(page, server, write):
         "print(panel.config.curriculum.alpha, panel.config.policy.width, panel.config.method)",
     )
     open_notebook(page, server, path.name)
-    run_all(page)
+    run_all(page, server)
     panel = cell_output(page, 0)
     screenshot(page, "controls-1", panel)
     type_into(setting(panel, "alpha"), "0.2")
@@ -53,7 +53,7 @@ def test_runs_side_by_side(page, server, write, tiny):
             ab.train(**tiny | {"method": method, "seed": seed, "out": str(server.folder / "side" / f"{method}-{seed}"), "progress": False})
     path = write("compare.ipynb", "from adaback_lite import widgets\n\nwidgets.compare('side')")
     open_notebook(page, server, path.name)
-    run_all(page)
+    run_all(page, server)
     panel = cell_output(page, 0)
     chart = panel.locator("canvas, svg.marks").first
     chart.wait_for()

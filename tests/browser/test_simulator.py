@@ -31,7 +31,7 @@ def test_notebook_02(page, server):
     """From its first cell to its last in JupyterLab, with a slider moved by hand."""
     path = quick(NOTEBOOKS / "02_inside_the_curriculum.ipynb", server)
     open_notebook(page, server, path.name)
-    run_all(page)
+    run_all(page, server)
     panel = page.locator(".jp-Cell-outputArea").filter(has=page.locator(".jupyter-widgets")).filter(has=page.get_by_text("zero_prob", exact=True)).first
     panel.scroll_into_view_if_needed()
     until(page, lambda: drawn(panel), SHORT, "for the simulator's chart")
