@@ -215,6 +215,10 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
             rewards = [None if r is None or math.isnan(r) else float(r) for r in rewards]
             if len(rewards) != len(completion_ids):
                 raise UserError(f"The reward function returned {len(rewards)} values for {len(completion_ids)} outputs; it must return one for each, None where it has none.")
+            if heard:  # beside each output in TRL's own table, log_completions, which has it without its prefix
+                n = len(rewards)
+                columns["log_extra"]("revealed", [""] * n if prefixes is None else self._tokenizer.batch_decode(prefixes))
+                columns["log_extra"]("rho", [round(share, 4) for share in columns.get("rho", [0.0] * n)])
             if heard and prefixes is None:
                 ids = columns.get("id", [None] * len(rewards))
                 self._judged += [(repr((name, prompt)), r) for name, prompt, r in zip(ids, prompts, rewards) if r is not None]

@@ -70,7 +70,11 @@ def begun(tmp_path, dataset=None, reward=right, method="adaback", tokenizer=TINY
     return adaback
 
 
-def step(adaback, samples, trainer=None, log=lambda name, value: None):
+def ignore(name, value):
+    """TRL's log_metric and log_extra, where nobody asks what was logged."""
+
+
+def step(adaback, samples, trainer=None, log=ignore):
     """One generation batch of these samples (rows of the dataset), G rollouts each; returns what `rollout` gave and the rewards."""
     trainer = trainer or Trainer()
     batch = [adaback.dataset[i] for i in samples for _ in range(G)]
@@ -79,7 +83,7 @@ def step(adaback, samples, trainer=None, log=lambda name, value: None):
     extra = {name: out[name] for name in ("revealed", "rho") if name in out}
     texts = trainer.processing_class.batch_decode(out["completion_ids"], skip_special_tokens=True)
     (reward,) = adaback.hooks()["reward_funcs"]
-    return out, reward(prompts=[row["prompt"] for row in batch], completions=texts, completion_ids=out["completion_ids"], log_metric=log, **columns, **extra)
+    return out, reward(prompts=[row["prompt"] for row in batch], completions=texts, completion_ids=out["completion_ids"], log_metric=log, log_extra=ignore, **columns, **extra)
 
 
 # ---------------------------------------------------------------- prompt and prefix
@@ -130,10 +134,10 @@ def test_nothing_is_revealed_in_evaluation_and_the_curriculum_hears_nothing(tmp_
     out = adaback.rollout(["<bos>01=", "<bos>11="], trainer)  # prompts of any data set, without numbers
     assert out["prompt_ids"] == TINY(["<bos>01=", "<bos>11="])["input_ids"] and set(out) == {"prompt_ids", "completion_ids", "logprobs"}
     (reward,) = adaback.hooks()["reward_funcs"]
-    assert reward(prompts=["<bos>01=", "<bos>11="], completions=["0", "1"], completion_ids=[[3], [4]]) == [1.0, 0.0]
+    assert reward(prompts=["<bos>01=", "<bos>11="], completions=["0", "1"], completion_ids=[[3], [4]], log_extra=ignore) == [1.0, 0.0]
     adaback.on_evaluate(arguments(tmp_path), None, None, metrics={"eval_loss": 0.0})
     assert adaback.batches == 0 and adaback.accuracy == 0.5 and adaback.evaluated == [1.0, 0.0]
-    assert reward(prompts=["<bos>01="], completions=["0"], completion_ids=[[3]]) == [1.0]
+    assert reward(prompts=["<bos>01="], completions=["0"], completion_ids=[[3]], log_extra=ignore) == [1.0]
     adaback.on_evaluate(arguments(tmp_path), None, None, metrics={"test_loss": 0.0})  # a test set is no look on the way
     assert adaback.accuracy == 0.5 and adaback.evaluated == [1.0]
     (look,) = [e for e in Run(tmp_path / "run").events if e["event"] == "eval"]
@@ -143,7 +147,7 @@ def test_nothing_is_revealed_in_evaluation_and_the_curriculum_hears_nothing(tmp_
 def test_samples_that_fill_the_last_batch_of_an_evaluation_count_once(tmp_path):
     adaback = begun(tmp_path)
     (reward,) = adaback.hooks()["reward_funcs"]
-    reward(prompts=list("ppqqpp"), completions=["0", "1", "1", "1", "0", "0"], completion_ids=[[3]] * 6, id=["a", "a", "a", "a", "a", "a"])
+    reward(prompts=list("ppqqpp"), completions=["0", "1", "1", "1", "0", "0"], completion_ids=[[3]] * 6, id=["a", "a", "a", "a", "a", "a"], log_extra=ignore)
     adaback.on_evaluate(arguments(tmp_path), None, None, metrics={"eval_loss": 0.0})
     assert adaback.evaluated == [1.0, 0.0, 0.0, 0.0]  # two of each
 
@@ -264,7 +268,7 @@ def test_a_curriculums_own_numbers_are_not_taken_for_intervals(tmp_path):
 def test_evaluations_of_several_datasets_are_told_by_their_names(tmp_path):
     adaback = begun(tmp_path)
     (reward,) = adaback.hooks()["reward_funcs"]
-    reward(prompts=["p", "q"], completions=["0", "1"], completion_ids=[[3]] * 2)
+    reward(prompts=["p", "q"], completions=["0", "1"], completion_ids=[[3]] * 2, log_extra=ignore)
     adaback.on_evaluate(arguments(tmp_path), None, None, metrics={"eval_hard_loss": 0.0, "eval_hard_reward": 0.5})
     assert [(e["name"], e["accuracy"]) for e in Run(tmp_path / "run").events if e["event"] == "eval"] == [("hard", 0.5)]
 
@@ -352,7 +356,7 @@ def test_n_processes_are_one(tmp_path_factory, seed, method):
                 drawn.append(out["rho"])
                 heard(
                     prompts=prompts, completions=["0"] * len(mine), completion_ids=out["completion_ids"], id=[f"s{i}" for i in mine],
-                    revealed=out["revealed"], rho=out["rho"], log_metric=lambda *_: None,
+                    revealed=out["revealed"], rho=out["rho"], log_metric=ignore, log_extra=ignore,
                 )  # fmt: skip
             return adaback.curriculum.state_dict(), drawn
 

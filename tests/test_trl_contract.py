@@ -11,6 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import datasets
+import pandas
 import pytest
 import torch
 import transformers
@@ -150,7 +151,7 @@ def test_further_keys_reach_the_reward_functions_row_by_row(record):
 
 def test_columns_of_the_dataset_reach_the_reward_functions(record):
     columns = record.calls["reward"][0]
-    assert {"id", "rationale", "answer", "completions", "completion_ids", "log_metric"} <= set(columns) and len(columns["id"]) == 16
+    assert {"id", "rationale", "answer", "completions", "completion_ids", "log_metric", "log_extra"} <= set(columns) and len(columns["id"]) == 16
 
 
 def test_in_evaluation_reward_functions_are_not_told_of_a_prefix(record):
@@ -231,6 +232,17 @@ def test_logged_metrics_are_in_trls_log(record):
     logs = [e for e in record.trainer.state.log_history if "curriculum/rho" in e]
     shares = [e["mean_rho"] for e in (json.loads(line) for line in (Path(record.trainer.args.output_dir) / "events.jsonl").read_text().splitlines()) if e["event"] == "step"]
     assert [e["curriculum/rho"] for e in logs] == pytest.approx(shares, rel=1e-3)
+
+
+def test_trls_table_of_outputs_has_what_was_revealed(tmp_path):
+    """Its completions are without their prefix, which `log_extra` puts beside them; in evaluation there is none."""
+    record = Record(tmp_path, log_completions=True, max_steps=2, eval_steps=2, save_strategy="no")
+    record.trainer.train()
+    first, last = (pandas.read_parquet(tmp_path / "completions" / f"completions_0000{step}.parquet") for step in (1, 2))
+    out, columns = training(record)[0][1], record.calls["reward"][0]
+    assert list(first["revealed"]) == TOKENIZER.batch_decode(out["revealed"]) and list(first["rho"]) == pytest.approx(out["rho"], abs=1e-4)
+    assert any(first["revealed"]) and [a + b for a, b in zip(first["revealed"], first["completion"])] == columns["completions"]
+    assert len(last) == 16 and list(last["revealed"][-4:]) == [""] * 4 and list(last["rho"][-4:]) == [0.0] * 4  # the evaluation's own rows
 
 
 def test_the_reward_keeps_its_name_in_the_log(record):
