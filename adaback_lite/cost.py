@@ -1,8 +1,9 @@
 """What a training step costs: plain arithmetic from a model's shape, the lengths in a batch and a machine's few speeds.
 
-    cost = step_cost(Work(reveal=0.5), SHAPES["llama-3.1-8b"], machine_of(GPU(), gpus=2), lora_rank=16, checkpointing=True)
+    cost = step_cost(Work(reveal=0.5), SHAPES["llama-3.1-8b"], Machine(flops=5e14, bandwidth=2.7e12), lora_rank=16, checkpointing=True)
     cost.decode.seconds, cost.decode.bytes, cost.seconds
-    predictions()               a table for 1B, 8B and 70B on H100s: arithmetic, not measured
+
+Memory, and what both say of 1B, 8B and 70B on GPUs, stand in cost_predictions.py.
 
 PREFILL reads prompts and revealed prefixes. DECODE writes the rest, one token at a time, and for each reads all weights and all cached keys and
 values. UPDATE reads everything again, forward and backward. Each is a sum of three kinds of work:
@@ -181,21 +182,6 @@ class Machine(Settings):
     number_bytes: int = Field(4, ge=1, le=8, description="bytes of a weight, an activation and a cached number: 4 in float32, 2 in bfloat16")
 
 
-class GPU(Settings):
-    """One GPU by its data sheet, and how much of that is reached. Defaults: NVIDIA H100 SXM, from its data sheet; the shares and seconds are our choice."""
-
-    peak_flops: float = Field(989e12, gt=0, description="FLOP/s, bfloat16, dense")
-    peak_bandwidth: float = Field(3.35e12, gt=0, description="bytes/s of its memory")
-    memory: float = Field(80e9, gt=0, description="bytes of its memory")
-    flops_reached: float = Field(0.5, gt=0, le=1, description="share of the FLOP/s that large matrix products reach (our choice)")
-    bandwidth_reached: float = Field(0.8, gt=0, le=1, description="share of the bytes/s that is reached (our choice)")
-    memory_usable: float = Field(0.9, gt=0, le=1, description="share of the memory that may be filled (our choice)")
-    step_seconds: float = Field(1e-3, ge=0, description="seconds of fixed cost for each token that is written: drawing it, and Python (our choice)")
-    layer_seconds: float = Field(
-        3e-4, ge=0, description="seconds to launch a layer's operations one by one, as transformers does (our choice); next to 0 with CUDA graphs, as in vLLM"
-    )
-
-
 class How(Settings):
     """How a step is taken."""
 
@@ -207,7 +193,7 @@ class How(Settings):
 
 
 def make(kind: type[Settings], **values) -> Any:
-    """A checked Work, Machine or GPU. Raises UserError in one sentence for an unknown name or a value out of bounds."""
+    """A checked Work, Machine or How. Raises UserError in one sentence for an unknown name or a value out of bounds."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -217,18 +203,6 @@ def make(kind: type[Settings], **values) -> Any:
             raise UserError(f"{kind.__name__} has no setting '{problem['loc'][0]}'; it has: {', '.join(kind.model_fields)}.") from None
         what = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"].replace("Input should be ", "it should be ")
         raise UserError(f"{where}{', but' if problem['loc'] else ':'} {what}.") from None
-
-
-def machine_of(gpu: GPU, gpus: int = 1) -> Machine:
-    """So many of these GPUs under tensor parallelism, with IDEAL scaling: n are n times as fast and move no data between them. Optimistic."""
-    return Machine(
-        flops=gpus * gpu.peak_flops * gpu.flops_reached,
-        bandwidth=gpus * gpu.peak_bandwidth * gpu.bandwidth_reached,
-        step_seconds=gpu.step_seconds,
-        layer_seconds=gpu.layer_seconds,
-        launches_ahead=True,
-        number_bytes=2,
-    )
 
 
 # ---------------------------------------------------------------- the cost of a step
@@ -264,7 +238,7 @@ class Cost:
 def step_cost(work: Work, shape: Shape, machine: Machine, **how) -> Cost:
     """Seconds, tokens, FLOPs and bytes of one step of GRPO with one gradient step. `how`: the settings of How. Raises UserError for one that is wrong."""
     how = make(How, **how)
-    touches, sample, update = CACHE_TOUCHES[how.way], *_COUNTS[how.way]
+    touches, sample, update = CACHE_TOUCHES[how.way], *COUNTS[how.way]
     chunks, passes = sample(work, how), update(work, shape, how)
     prefill = [_forward(shape, machine, *c.prefill) for c in chunks]
     decode = [_forward(shape, machine, *c.decode, touches, machine.step_seconds) for c in chunks]
@@ -370,7 +344,7 @@ def _packed_update(work: Work, shape: Shape, how: How) -> list[Pass]:
         one_pass = rest <= TWO_PASSES_ABOVE * P or P + rest <= LONG_FOR_ITS_WIDTH * shape.width or how.checkpointing
         pairs = n * (P + rest) ** 2 if one_pass else n * (P * P + rest * (P + S - 1))
         logits = G * int(hidden[batch].sum())
-        passes.append(Pass(n * (P + rest), pairs, logits, work.grad_groups, logits > _logits_at_once(shape)))
+        passes.append(Pass(n * (P + rest), pairs, logits, work.grad_groups, logits > logits_at_once(shape)))
     return passes
 
 
@@ -384,80 +358,11 @@ def _padded_update(work: Work, shape: Shape, how: How) -> list[Pass]:
     return [Pass(n * T, n * T * T, n * (S + 1), 1.0, False) for n in sizes]
 
 
-def _logits_at_once(shape: Shape) -> int:
+def logits_at_once(shape: Shape) -> int:
     """Tokens whose logits packing.py makes at once."""
     from .packing import LOGITS_AT_ONCE
 
     return max(LOGITS_AT_ONCE // shape.vocabulary, 1)
 
 
-_COUNTS = {"packed": (_packed_sampling, _packed_update), "padded": (_padded_sampling, _padded_update)}
-
-
-# ---------------------------------------------------------------- memory, and what it predicts
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that a step needs, the libraries' own not among them."""
-
-    weights: float  # with an adapter twice: as they are, and merged for sampling
-    trained: float  # what training adds: gradients, AdamW's moments, weights in float32
-    cache: float
-    update: float  # what a pass of the update keeps, and its logits
-
-    @property
-    def total(self) -> float:
-        """Sampling and update follow each other, so the larger of their two needs counts."""
-        return self.weights + self.trained + max(self.cache, self.update)
-
-
-def memory(work: Work, shape: Shape, number_bytes: int = 2, **how) -> Memory:
-    """Memory of a step with weights of `number_bytes`. `how` as in step_cost.
-
-    For each trained weight 16 bytes less its own: gradient, and in float32 the weight and two moments. Logits of the update: three copies in float32 (rough).
-    """
-    how = make(How, **how)
-    sample, update = _COUNTS[how.way]
-    merged = shape.layer_weights if how.lora_rank and how.way == "packed" else 0  # TRL's generate samples through the adapter
-    weights = number_bytes * (shape.parameters + merged)
-    trained = 16 * shape.adapter(how.lora_rank) if how.lora_rank else (16 - number_bytes) * shape.parameters
-    kept = shape.layers * shape.width + shape.kept if how.checkpointing else shape.layers * shape.kept
-    passes = [p.tokens * kept * number_bytes + min(p.logits, _logits_at_once(shape) if how.way == "packed" else p.logits) * shape.vocabulary * 12 for p in update(work, shape, how)]
-    return Memory(weights, trained, number_bytes * shape.cache_column * max(c.held for c in sample(work, how)), max(passes, default=0))
-
-
-def gpus_needed(need: Memory, gpu: GPU) -> int:
-    """The fewest GPUs that hold it, a power of two, as tensor parallelism wants it; all divides evenly between them (optimistic)."""
-    n = 1
-    while n * gpu.memory * gpu.memory_usable < need.total:
-        n *= 2
-    return n
-
-
-def predictions(
-    models=("llama-3.2-1b", "llama-3.1-8b", "llama-3.1-70b"), reveals=(0.0, 0.25, 0.5, 0.75), groups=(4, 8, 16), gpu: GPU | None = None, lora_rank: int = 16, **work
-) -> list[dict]:
-    """ARITHMETIC, NOT MEASURED: a step of each model, all weights trained and with an adapter, both ways; a row for each. `work`: other settings of Work.
-
-    Remainders are spread as widely as their mean allows, as AdaBack's are at first. Gradient checkpointing, as is TRL's default. For each model and kind
-    of training the fewest GPUs on which all its steps in the table fit, so that its rows can be compared. Seconds; memory in 10^9 bytes, all GPUs together.
-    """
-    gpu, rows = gpu or GPU(), []
-    for name in models:
-        if name not in SHAPES:
-            raise UserError(f"There is no shape of a model {name!r}; there are: {', '.join(SHAPES)}.")
-        for rank in (lora_rank, 0):
-            steps = []
-            for rho, G in [(rho, G) for rho in reveals for G in groups]:
-                mean = make(Work, **{**work, "reveal": rho, "group": G})
-                one = make(Work, **{**work, "reveal": rho, "group": G, "longest": min(mean.rationale, 2 * mean.mean_hidden - 1)})
-                for way in _COUNTS:
-                    how = {"way": way, "lora_rank": rank, "checkpointing": True}
-                    steps.append((one, how, memory(one, SHAPES[name], **how)))
-            gpus = max(gpus_needed(need, gpu) for _, _, need in steps)
-            for one, how, need in steps:
-                cost = step_cost(one, SHAPES[name], machine_of(gpu, gpus), **how)
-                about = {"model": name, "trained": "adapter" if rank else "all weights", "reveal": one.reveal, "group": one.group, "way": how["way"], "gpus": gpus}
-                rows.append({**about, **{part: getattr(cost, part).seconds for part in PARTS}, "seconds": cost.seconds, "memory_gb": need.total / 1e9})
-    return rows
+COUNTS = {"packed": (_packed_sampling, _packed_update), "padded": (_padded_sampling, _padded_update)}

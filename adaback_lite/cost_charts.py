@@ -1,7 +1,7 @@
 """Charts of the model of cost (cost.py).
 
 check(table)            what was measured against what the model says: `results.stored("cost").table`
-parts(predictions)      predicted seconds of a step by part, over the revealed share: rows of `cost.predictions()`
+parts(predictions)      predicted seconds of a step by part, over the revealed share: rows of `cost_predictions.predictions()`
 """
 
 import math
@@ -61,7 +61,7 @@ def check(table, title: str = "The model of cost against the clock") -> alt.Laye
 def parts(predictions, title: str = "Seconds of a step, predicted") -> alt.FacetChart:
     """Stacked bars of prefill, decode and update over the revealed share, both ways side by side; a panel for each model, each with its own scale.
 
-    `predictions`: rows of `cost.predictions()`, a list or a DataFrame, with one group size and one kind of training. Raises UserError where there are
+    `predictions`: rows of `cost_predictions.predictions()`, a list or a DataFrame, with one group size and one kind of training. Raises UserError where there are
     several, or none.
     """
     predictions = predictions if isinstance(predictions, list) else predictions.to_dict("records")

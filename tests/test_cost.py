@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from adaback_lite import UserError, cost, results
 from adaback_lite.config import PolicySettings
-from adaback_lite.cost import GPU, SHAPES, Machine, Shape, Work, machine_of, memory, predictions, shape_of, step_cost
+from adaback_lite.cost import SHAPES, Machine, Shape, Work, shape_of, step_cost
 from adaback_lite.policy import tiny_model
 from tests.benchmarks import cost as study
 from tests.benchmarks import step
@@ -91,17 +91,6 @@ def test_adapter_and_checkpointing_by_hand():
     assert lora.flops == 2 * (7 * (2 * 34 + 3 * adapter) + 4 * 2 * 10) + 3 * 4 * 49 * 2
     assert lora.bytes == 4 * 2 * 44 + 3 * 7 * 118 * 4 + 4 * 5 * 4 * 20 + 10 * 4 * adapter
     assert step_cost(TOY_WORK, TOY, BOUND, checkpointing=True).update.flops == 2 * (7 * 4 * 34 + 4 * 3 * 10) + 4 * 4 * 49 * 2
-
-
-def test_memory_by_hand():
-    m = memory(TOY_WORK, TOY)
-    assert (m.weights, m.trained, m.cache) == (2 * 60, 14 * 60, 2 * 4 * (5 + 2 * 2))
-    kept = 7 * 2 + 4 * 4 + 4 * 3
-    assert m.update == 7 * kept * 2 + 4 * 5 * 12 and m.total == 120 + 840 + m.update
-    lora = memory(TOY_WORK, TOY, lora_rank=1, checkpointing=True, way="padded")
-    assert (lora.weights, lora.trained, lora.cache) == (2 * 60, 16 * 31, 2 * 4 * 2 * (5 + 2))
-    assert memory(TOY_WORK, TOY, lora_rank=1).weights == 2 * (60 + 34)  # ours samples from a merged copy
-    assert lora.update == 14 * (2 + kept) * 2 + 6 * 5 * 12
 
 
 def test_a_gpu_launches_ahead():
@@ -219,35 +208,14 @@ def test_remainders_have_the_mean_and_the_longest_that_are_asked_for(prompts, ra
         assert hidden.max() == longest and hidden.mean() == pytest.approx(mean)
 
 
-# ---------------------------------------------------------------- predictions
-
-
-def test_predictions():
-    rows = predictions(reveals=(0.0, 0.75), groups=(4, 16))
-    assert len(rows) == 3 * 2 * 2 * 2 * 2
-    assert {(r["model"], r["trained"]): r["gpus"] for r in rows} == {
-        ("llama-3.2-1b", "adapter"): 1,
-        ("llama-3.2-1b", "all weights"): 1,
-        ("llama-3.1-8b", "adapter"): 1,
-        ("llama-3.1-8b", "all weights"): 4,
-        ("llama-3.1-70b", "adapter"): 8,
-        ("llama-3.1-70b", "all weights"): 32,
-    }
-    for packed, padded in zip(rows[::2], rows[1::2]):
-        assert (packed["way"], padded["way"]) == ("packed", "padded") and (packed["memory_gb"] <= padded["memory_gb"] or packed["trained"] == "adapter")
-        assert all(packed[k] <= padded[k] for k in (*cost.PARTS, "seconds")) and packed["seconds"] == pytest.approx(sum(packed[p] for p in cost.PARTS))
-        assert padded["memory_gb"] <= packed["gpus"] * 72
-    by_hand = next(r for r in rows if r["trained"] == "all weights" and r["reveal"] == 0 and r["group"] == 4)
-    machine = machine_of(GPU())
-    assert by_hand["decode"] == step_cost(Work(group=4), SHAPES["llama-3.2-1b"], machine).decode.seconds and machine.flops == 989e12 / 2 and machine.bandwidth == 0.8 * 3.35e12
+# ---------------------------------------------------------------- mistakes
 
 
 def test_mistakes():
     for call, words in (
         (lambda: step_cost(TOY_WORK, TOY, BOUND, way="vllm"), "How's setting 'way' is 'vllm', but it should be 'packed' or 'padded'."),
         (lambda: step_cost(TOY_WORK, TOY, BOUND, wey="padded"), "How has no setting 'wey'; it has: way, lora_rank"),
-        (lambda: predictions(models=("gpt-5",)), "There is no shape of a model 'gpt-5'; there are: tiny"),
-        (lambda: predictions(reveals=(1.5,)), "Work's setting 'reveal' is 1.5, but it should be less than or equal to 1."),
+        (lambda: cost.make(Work, reveal=1.5), "Work's setting 'reveal' is 1.5, but it should be less than or equal to 1."),
         (lambda: cost.make(Work, longest=3, rationale=8), "Work: longest is 3, but with a mean remainder of 8 it must lie between 8 and 8."),
     ):
         with pytest.raises(UserError) as error:
@@ -256,7 +224,7 @@ def test_mistakes():
 
 
 def test_import_is_light():
-    code = "import sys, adaback_lite.cost; sys.exit(sorted({'torch', 'transformers', 'pandas', 'altair'} & set(sys.modules)) or 0)"
+    code = "import sys, adaback_lite.cost_predictions; sys.exit(sorted({'torch', 'transformers', 'pandas', 'altair'} & set(sys.modules)) or 0)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

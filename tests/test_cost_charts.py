@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 
 from adaback_lite import UserError, charts, cost_charts, results
-from adaback_lite.cost import PARTS, predictions
+from adaback_lite.cost import PARTS
+from adaback_lite.cost_predictions import predictions
 
 
 @pytest.fixture(scope="module")
