@@ -42,7 +42,7 @@ from .errors import UserError
 from .runs import by_trl, read_events
 from .tasks.text import check_template, encode_steps, tokens_from
 from .trainer import checked_rho, machine
-from .trl_checkpoints import last_checkpoint
+from .trl_checkpoints import checkpoints, last_checkpoint
 from .trl_data import Prompt, check_dataset, from_task, hidden_from, sample_of, starts_twice, task_reward, with_sample
 
 # Tested releases. rollout_func is experimental and two methods that `rollout` calls are private, so each release may change them.
@@ -275,10 +275,12 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
         if args.restore_callback_states_from_checkpoint:
             raise UserError("restore_callback_states_from_checkpoint is on, which would replace the curriculum; leave it False, the curriculum restores itself.")
         passes = args.steps_per_generation * args.num_iterations  # forward and backward, for one generation batch
-        if args.save_strategy == "steps" and args.save_steps >= 1 and args.save_steps * args.gradient_accumulation_steps % passes:
+        steps, left = divmod(passes, args.gradient_accumulation_steps)
+        whole = args.gradient_accumulation_steps % passes == 0 or (left == 0 and args.save_steps % steps == 0)  # TRL begins each epoch with a new batch, and a new step
+        if args.save_strategy == "steps" and args.save_steps >= 1 and not whole:
             warnings.warn(
                 f"A generation batch lasts {passes / args.gradient_accumulation_steps:g} steps and save_steps is {args.save_steps:g}: TRL does not save a batch that is half used, "
-                "so a resumed run samples it anew, and the curriculum counts it twice; make save_steps a multiple.",
+                "so a resumed run samples it anew, and the curriculum counts it twice; make it last whole steps, and save_steps a multiple.",
                 stacklevel=2,
             )
 
@@ -304,10 +306,11 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
             if train_dataloader is not None:
                 catch_up(train_dataloader, state.global_step // math.ceil(len(train_dataloader) / args.gradient_accumulation_steps))
             return
-        if any(self._folder.glob("checkpoint-*")) or any(e["event"] == "end" for e in events):
-            raise UserError(
-                f"{self._folder} holds a run already; go on with it by trainer.train(resume_from_checkpoint=last_checkpoint({str(self._folder)!r})), or choose another output_dir."
-            )
+        if checkpoints(self._folder) or any(e["event"] == "end" for e in events):
+            going_on = f"go on with it by trainer.train(resume_from_checkpoint=last_checkpoint({str(self._folder)!r})), or "
+            if last_checkpoint(self._folder) is None:
+                going_on = "its checkpoints lack the random state of some process, so it cannot go on; " if checkpoints(self._folder) else ""
+            raise UserError(f"{self._folder} holds a run already; {going_on}choose another output_dir.")
         self.batches, self.rollouts, self.generated_tokens, self.accuracy, self.wall = 0, 0, 0, 0.0, 0.0
         self._cut_log(0)  # killed before its first checkpoint: the same run, from its start
         self._start(args)

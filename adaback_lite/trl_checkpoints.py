@@ -20,56 +20,65 @@ OWNER = "CurriculumGRPO"  # TRL files a callback's state under the name of its c
 
 
 def curriculum_of(checkpoint: Path) -> dict | None:
-    """What CurriculumGRPO.state() wrote into a checkpoint, {} where it had nothing to do with it; None where trainer_state.json is missing or torn."""
+    """What CurriculumGRPO.state() wrote into a checkpoint, {} where it had nothing to do with it; None where trainer_state.json is missing or torn.
+
+    TRL writes that file when the weights are there, so with it they are whole.
+    """
     try:
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return ((state.get("stateful_callbacks") or {}).get(OWNER) or {}).get("attributes") or {}
+    except (OSError, ValueError, AttributeError):
         return None
-    return ((state.get("stateful_callbacks") or {}).get(OWNER) or {}).get("attributes") or {}
+
+
+def checkpoints(folder: str | os.PathLike) -> list[Path]:
+    """A folder's checkpoint-N, newest first, without those whose writing a kill has cut short."""
+    steps = [int(number) for p in Path(folder).glob("checkpoint-*") if (number := p.name.removeprefix("checkpoint-")).isdigit()]
+    found = [Path(folder) / f"checkpoint-{step}" for step in sorted(steps, reverse=True)]
+    return [checkpoint for checkpoint in found if curriculum_of(checkpoint) is not None]
 
 
 def last_checkpoint(output_dir: str | os.PathLike, before: int | None = None) -> str | None:
-    """The newest whole checkpoint of TRL in a folder, for `trainer.train(resume_from_checkpoint=...)`; None where there is none, which starts anew.
+    """The newest checkpoint of TRL in a folder from which it can go on, for `trainer.train(resume_from_checkpoint=...)`; None where there is none, which starts anew.
 
-    TRL writes trainer_state.json last, but its other processes may be later still; what a kill left unfinished is passed over. All processes must see
-    the same folder: with a disk for each machine no checkpoint looks whole.
+    TRL's other processes may be later than the first, so each one's random state must be there too. All processes must see the same folder: with a
+    disk for each machine there is none.
     `before`: only one of fewer steps; resumed at its last step, TRL would take one more.
     """
-    steps = [int(number) for p in Path(output_dir).glob("checkpoint-*") if (number := p.name.removeprefix("checkpoint-")).isdigit()]
-    for step in sorted(steps, reverse=True):
-        folder = Path(output_dir) / f"checkpoint-{step}"
-        if before is not None and step >= before:
+    for checkpoint in checkpoints(output_dir):
+        if before is not None and int(checkpoint.name.removeprefix("checkpoint-")) >= before:
             continue
-        if (saved := curriculum_of(folder)) is None:
-            continue
-        processes = saved.get("facts", {}).get("processes", 1)
+        processes = (curriculum_of(checkpoint) or {}).get("facts", {}).get("processes", 1)
         names = ["rng_state.pth"] if processes == 1 else [f"rng_state_{i}.pth" for i in range(processes)]
-        if all((folder / name).is_file() for name in names):
-            return str(folder)
+        if all((checkpoint / name).is_file() for name in names):
+            return str(checkpoint)
     return None
 
 
 def load_policy(config: Config, folder: Path):
-    """(model, tokenizer, state) of a run's newest whole checkpoint, as `Run.load_checkpoint` gives them of our own trainer's.
+    """(model, tokenizer, state) of a run's newest checkpoint, as `Run.load_checkpoint` gives them of our own trainer's.
 
-    Raises UserError when there is none yet, or when its weights are missing or damaged.
+    Raises UserError when there is none yet, or when its weights are missing, damaged, or of another model.
     """
     from .build import build_policy
-    from .policy import load_pretrained, load_trained
+    from .policy import load_trained
 
-    if (found := last_checkpoint(folder)) is None:
-        raise UserError(f"{folder} has no whole checkpoint yet; train longer, or lower trainer.checkpoint_every.")
-    checkpoint, lora = Path(found), config.policy.lora_rank > 0
-    files = sorted(checkpoint.glob("adapter_model.safetensors" if lora else "model*.safetensors"))
+    if not (found := checkpoints(folder)):
+        raise UserError(f"{folder} has no checkpoint yet; train longer, or lower trainer.checkpoint_every.")
+    checkpoint, name = found[0], "adapter_model" if config.policy.lora_rank else "model"
+    files = sorted(checkpoint.glob(f"{name}*.safetensors"))  # model-00001-of-00002.safetensors, ... where it is large
     if not files:
-        raise UserError(f"{checkpoint} holds no weights as safetensors, as is so with shards of DeepSpeed or FSDP; gather them first ('accelerate merge-weights' does FSDP's).")
+        shards = "as where DeepSpeed or FSDP saves shards; gather the weights under that name first, or evaluate with TRL"
+        raise UserError(f"{checkpoint} holds no {name}.safetensors, {shards}.")
     model, tokenizer = build_policy(config)
-    if lora:
-        try:
-            load_trained(model, safetensors.torch.load_file(files[0]))
-        except (safetensors.SafetensorError, ValueError) as error:
-            raise UserError(f"{files[0]} is damaged or of another adapter ({error}); delete {checkpoint.name}, and the checkpoint before it is used.") from None
-    else:
-        model = load_pretrained(config.policy, checkpoint)[0]
-    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    return model, tokenizer, {"stage": "rl", "step": curriculum_of(checkpoint).get("batches", 0), "sha256": digests}
+    try:
+        load_trained(model, {k: v for file in files for k, v in safetensors.torch.load_file(file).items()})
+        digests = {}
+        for file in files:
+            with open(file, "rb") as opened:
+                digests[file.name] = hashlib.file_digest(opened, "sha256").hexdigest()
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise UserError(f"{checkpoint / name}.safetensors is damaged or not of this policy ({error}); delete {checkpoint.name}, and the checkpoint before it is used.") from None
+    except OSError as error:
+        raise UserError(f"{checkpoint} cannot be read ({error.strerror}); where the run goes on and has just dropped it, try again.") from None
+    return model, tokenizer, {"stage": "rl", "step": (curriculum_of(checkpoint) or {}).get("batches", 0), "sha256": digests}

@@ -100,7 +100,7 @@ def more_arguments(words: list[str], taken: dict) -> dict:
     given = {}
     for word in words:
         name, _, value = word.partition("=")
-        if name in taken:
+        if name in taken and name != "logging_steps":
             raise UserError(f"--trl {name} is made from our own settings; change those ('--help' lists them).")
         if name not in GRPOConfig.__dataclass_fields__:
             near = difflib.get_close_matches(name, GRPOConfig.__dataclass_fields__, n=1)
@@ -158,7 +158,10 @@ def train(config: Config, resume: bool = False, trl: list[str] = ()) -> Run:
     model, tokenizer = build_policy(config)
     task = build_task(config, tokenizer, getattr(model.config, "max_position_embeddings", None))
     arguments = grpo_arguments(config, task, state.num_processes)
-    arguments |= more_arguments(trl, arguments)
+    given = more_arguments(trl, arguments)
+    if given.get("log_completions"):  # TRL files outputs when it logs, and at an evaluation the evaluated ones in their place; it would print them all
+        arguments |= {"logging_steps": config.grpo.passes, "num_completions_to_print": 0}
+    arguments |= given
     adaback = CurriculumGRPO(from_task(task), task_reward(task, tokenizer, config.task.format_reward), config.method, **config.curriculum.model_dump())
     # Killed between its last checkpoint and its summary a run goes on from the checkpoint before, or it would take a step too many.
     target, done = config.trainer.target_accuracy, Run(folder).steps_done
@@ -166,13 +169,12 @@ def train(config: Config, resume: bool = False, trl: list[str] = ()) -> Run:
     if done > config.trainer.max_steps:
         raise UserError(f"{folder} has taken {done} steps already, so it cannot end at trainer.max_steps {config.trainer.max_steps}; give a number above.")
     checkpoint = last_checkpoint(config.out, before=min([config.trainer.max_steps, *solved]) * config.grpo.passes)
-    trainer = GRPOTrainer(
-        model,
-        args=GRPOConfig(**arguments, eval_on_start=checkpoint is None, disable_tqdm=True),
-        eval_dataset=from_task(task, "val"),
-        processing_class=tokenizer,
-        **adaback.hooks(callbacks=[Keeper(adaback, config)]) | {"train_dataset": in_our_order(adaback.dataset, config)},
-    )
+    hooks = adaback.hooks(callbacks=[Keeper(adaback, config)]) | {"train_dataset": in_our_order(adaback.dataset, config)}
+    try:
+        args = GRPOConfig(**{"eval_on_start": checkpoint is None, "disable_tqdm": True} | arguments)
+        trainer = GRPOTrainer(model, args=args, eval_dataset=from_task(task, "val"), processing_class=tokenizer, **hooks)
+    except ValueError as error:  # as for a number of rows that vLLM cannot share, or an adapter on the output layer
+        raise UserError(f"TRL refuses these settings: {' '.join(str(error).split())}") from None
     trainer.remove_callback(PrinterCallback)  # some thirty numbers each time, which stand in trainer_state.json
     trainer.train(resume_from_checkpoint=checkpoint)
     held_out = adaback.accuracy

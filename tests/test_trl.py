@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import shutil
 import threading
 import warnings
 from types import SimpleNamespace
@@ -491,10 +492,16 @@ def test_what_existed_is_not_lost(tmp_path):
     before = (tmp_path / "run" / "events.jsonl").read_bytes()
     begun(tmp_path)  # killed before its first checkpoint: the same run from its start
     assert len((tmp_path / "run" / "events.jsonl").read_bytes()) < len(before)
-    (tmp_path / "run" / "checkpoint-5").mkdir()
+    checkpoint = tmp_path / "run" / "checkpoint-5"
+    checkpoint.mkdir()
+    begun(tmp_path)  # killed while it wrote its first one
+    (checkpoint / "trainer_state.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a run already; its checkpoints lack the random state of some process, so it cannot go on; choose another output_dir"):
+        begun(tmp_path)
+    (checkpoint / "rng_state.pth").touch()
     with pytest.raises(UserError, match=r"holds a run already; go on with it by trainer.train\(resume_from_checkpoint=last_checkpoint\('.*run'\)\), or choose another output_dir"):
         begun(tmp_path)
-    (tmp_path / "run" / "checkpoint-5").rmdir()
+    shutil.rmtree(checkpoint)
     begun(tmp_path).on_train_end(None, None, None)
     with pytest.raises(UserError, match="holds a run already"):
         begun(tmp_path)
@@ -606,8 +613,8 @@ def test_trainer_arguments_that_would_do_something_else_are_refused(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         adaback.on_init_end(arguments(tmp_path, steps_per_generation=4, num_iterations=2, gradient_accumulation_steps=2, save_steps=8), None, None)
-    for saves, passes, accumulated, said in ((6, 8, 2, 4), (1, 3, 2, 1.5)):
-        with pytest.warns(UserWarning, match=f"A generation batch lasts {said} steps and save_steps is {saves}: .* make save_steps a multiple"):
+    for saves, passes, accumulated, said in ((6, 8, 2, 4), (1, 3, 2, 1.5), (3, 3, 2, 1.5)):
+        with pytest.warns(UserWarning, match=f"A generation batch lasts {said} steps and save_steps is {saves}: .* make it last whole steps, and save_steps a multiple"):
             adaback.on_init_end(arguments(tmp_path, steps_per_generation=passes, gradient_accumulation_steps=accumulated, save_steps=saves), None, None)
 
 

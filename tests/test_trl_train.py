@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import safetensors.torch
 import torch
@@ -132,16 +133,22 @@ def test_weights_that_cannot_be_read_are_one_sentence(run, tmp_path, command):
     folder = tmp_path / "run"
     shutil.copytree(run.folder, folder)
     newest = folder / f"checkpoint-{run.steps_done}"
-    (newest / "model.safetensors").write_bytes(b"torn")
-    status, _, error = command("eval", folder)
-    assert status == 2 and error.count("\n") == 1 and str(newest) in error
+    for name in ("rng_state.pth", "optimizer.pt", "config.json"):
+        (newest / name).unlink()
+    assert command("eval", folder)[0] == 0  # none of them is needed
+    saved = safetensors.torch.load_file(newest / "model.safetensors")
+    del saved["model.layers.0.self_attn.q_proj.weight"]  # transformers would draw it at random
+    for content in (safetensors.torch.save(saved), b"torn"):
+        (newest / "model.safetensors").write_bytes(content)
+        status, _, error = command("eval", folder)
+        assert status == 2 and f"{newest / 'model.safetensors'} is damaged or not of this policy" in error and error.count("\n") == 1
     (newest / "model.safetensors").unlink()
     status, _, error = command("eval", folder)
-    assert status == 2 and f"{newest} holds no weights as safetensors, as is so with shards of DeepSpeed or FSDP" in error
+    assert status == 2 and f"{newest} holds no model.safetensors, as where DeepSpeed or FSDP saves shards" in error
     for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+        (checkpoint / "trainer_state.json").write_text('{"global_st')
     status, _, error = command("eval", folder)
-    assert status == 2 and f"{folder} has no whole checkpoint yet; train longer, or lower trainer.checkpoint_every" in error
+    assert status == 2 and f"{folder} has no checkpoint yet; train longer, or lower trainer.checkpoint_every" in error
 
 
 def test_commands_that_cannot_read_it_say_so(run, tmp_path, command):
@@ -174,6 +181,16 @@ def test_several_passes_over_a_batch_are_still_one_step_of_ours(tmp_path):
     assert main(["parity", *words(settings), "--resume"]) == 0 and without_times(run.folder) == before
 
 
+def test_outputs_are_filed_with_what_was_revealed(tmp_path, capsys):
+    settings = SEQUENTIAL | {"trainer.max_steps": 5, "trainer.eval_every": 2, "task.n_val": 32, "trainer.batch_size": 4, "task.length": 12, "out": tmp_path / "run"}
+    assert main(["parity", *words(settings), "--trl", "log_completions=true"]) == 0
+    tables = {step: pandas.read_parquet(tmp_path / "run" / "completions" / f"completions_0000{step}.parquet") for step in (1, 2, 3)}
+    steps = {e["step"]: e for e in Run(tmp_path / "run").events if e["event"] == "step"}
+    assert list(tables[1]["rho"]) == [rho for rho in steps[1]["rho"] for _ in range(4)] and [len(text) for text in tables[1]["revealed"]] == [n for n in steps[1]["shown"] for _ in range(4)]
+    assert set(tables[2]["revealed"]) == {""} and any(tables[1]["revealed"]) and any(tables[3]["revealed"])  # after step 2 the held-out inputs' outputs
+    assert "Completion" not in capsys.readouterr().out
+
+
 def test_killed_before_its_summary_a_run_ends_as_it_did(run, tmp_path):
     whole, folder = without_times(run.folder), tmp_path / "again"
     shutil.copytree(run.folder, folder)
@@ -204,6 +221,9 @@ def test_each_trainer_refuses_the_others_run(run, tmp_path, capsys):
         (["parity", "--gropu=3"], "--gropu"),
         (["parity", "--policy.positions=sequential", "--trl", "use_vlm=true"], "GRPOConfig has no argument 'use_vlm'; did you mean 'use_vllm'?"),
         (["parity", "--policy.positions=sequential", "--trl", "learning_rate=1"], "--trl learning_rate is made from our own settings; change those ('--help' lists them)."),
+        (["parity", "--policy.positions=sequential", "--trl", "per_device_eval_batch_size=3"], "--trl per_device_eval_batch_size is made from our own settings"),
+        (["parity", "--policy.positions=sequential", "--trl", "generation_batch_size=7"], "TRL refuses these settings: generation_batch_size (7) must be divisible by"),
+        (["parity", "--policy.positions=sequential", "--policy.lora_rank=2", "--policy.lora_targets=q_proj,lm_head"], "TRL refuses these settings: "),
         (["pariti"], "There is no task or file 'pariti'. Did you mean 'parity'?"),
     ],
 )
@@ -273,7 +293,7 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("moment", [3, 12, 27])
 def test_killed_and_resumed_is_undisturbed(processes, moment, undisturbed, tmp_path):
-    """SIGKILL for all processes at a random moment after a step: before the first checkpoint, in a later epoch, late. Then --resume: event for event the same, weights too."""
+    """SIGKILL for all processes at a random moment after a step: before the first checkpoint, in a later pass over the samples, late. Then --resume: event for event the same, weights too."""
     argv, folder = ["parity", *words(LONGER | {"out": tmp_path / "run"})], tmp_path / "run"
     process = launch(processes, "adaback_lite.trl_train", *argv)
     while process.poll() is None and steps_done(folder) < moment:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import time
+import warnings
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,6 +21,11 @@ def open_notebook(page: Page, server, name: str, app: str = "lab") -> None:
     # A workspace of its own: else JupyterLab opens again what the last page had open.
     place = {"lab": f"/lab/workspaces/{Path(name).stem}/tree/", "notebook": "/notebooks/"}[app]
     page.goto(f"{server.url}{place}{name}?reset&token={server.token}")
+    wait_open(page, server, name)
+
+
+def wait_open(page: Page, server, name: str) -> None:
+    """Until the notebook stands there, and its kernel listens to this page."""
     page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=LONG)
     # The page calls a kernel idle before there is one, and cells that are run then are thrown away: the server knows.
     until(page, lambda: any(k["connections"] and k["execution_state"] == "idle" for k in server.kernels(name)), LONG, f"for the kernel of {name}")
@@ -41,12 +47,12 @@ def run_all(page: Page, server) -> None:
     name = Path(urlsplit(page.url).path).name
     menu(page, "Run", "Run All Cells")
     if not wait_idle(page, server=server):
-        print(f"{name}: the kernel is idle, and the page does not know it: {page.evaluate(SEEN)}; once more")
+        warnings.warn(f"{name}: the kernel is idle, and the page does not know it: {page.evaluate(SEEN)}; once more.", stacklevel=2)
         page.reload()
-        page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=LONG)
-        page.wait_for_timeout(5000)
+        wait_open(page, server, name)
         menu(page, "Run", "Run All Cells")
         assert wait_idle(page, server=server), f"twice in vain: the kernel is idle, and the page shows {page.evaluate(SEEN)}"
+    assert not any(prompt in ("[ ]:", "[]:") for prompt in page.evaluate(SEEN)["prompts"]), "not all cells were run"
     no_error(page)
 
 
