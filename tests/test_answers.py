@@ -310,6 +310,7 @@ def strange_output(rng: Random, answer: str, other: str) -> str:
     return "".join(text)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_strange_outputs_are_judged_as_the_slow_way_judges_them():
     rng, kinds = Random(derive("strange outputs")), Counter()
     for n in range(100_000):

@@ -28,6 +28,7 @@ def test_both_cuts_are_measured_for_one_task_only():
     assert len(set(studies.CURVES)) == len(studies.CURVES) == 5
 
 
+@pytest.mark.slow
 def test_the_study_is_written_with_its_provenance_and_a_second_call_only_reads(tmp_path, model, monkeypatch):
     assert (GSM8K / "train.jsonl").is_file()
     short = studies.curve_config

@@ -223,6 +223,7 @@ def test_interval_of_the_difference():
 # ---------------------------------------------------------------- resuming, saving, mistakes
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_only_read_again(tmp_path, here):
     sizes = {**SIZES, "kinds": ["float32", "NF4 + LoRA"], "settings": parity()}
     first = fp.footprint(tmp_path, **sizes)

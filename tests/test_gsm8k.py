@@ -220,6 +220,7 @@ def test_no_datasets_package(monkeypatch):
         load_gsm8k()
 
 
+@pytest.mark.slow
 def test_what_the_real_client_raises_offline_is_caught(tmp_path):
     """In a process of its own, with an empty cache: the client reads these variables when it is imported."""
     command = "from adaback_lite.errors import UserError\nfrom adaback_lite.tasks.gsm8k import load_gsm8k\ntry:\n load_gsm8k()\nexcept UserError as e:\n print(e)"

@@ -164,6 +164,7 @@ while not run.folder.joinpath("config.yaml").exists() or status(run)["step"] < 3
 """
 
 
+@pytest.mark.slow
 def test_when_python_ends_the_run_has_a_checkpoint_of_its_last_step(tmp_path):
     done = subprocess.run([sys.executable, "-c", CODE.format(root=str(ROOT), folder=str(tmp_path / "run"))], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -322,6 +322,7 @@ def test_without_datasets_the_package_is_named(monkeypatch):
         load_math(MATH, "train")
 
 
+@pytest.mark.slow
 def test_the_real_client_without_a_network_ends_in_the_same_sentence(tmp_path):
     loads = f"load_math({MATH!r}, 'train'), lambda: load_deepscaler({DEEPSCALER!r})"
     code = f"from adaback_lite.tasks.math import *\nfor load in (lambda: {loads}):\n  try: load()\n  except UserError as e: print(e)"

@@ -484,6 +484,7 @@ def test_what_the_hub_says_in_our_words(monkeypatch, error, sentence):
         load_pretrained(settings("some/model"))
 
 
+@pytest.mark.slow
 def test_offline_for_real():
     """In a process of its own, since the library reads HF_HUB_OFFLINE when it is imported."""
     code = (

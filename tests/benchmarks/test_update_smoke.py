@@ -133,6 +133,7 @@ def test_memory_of_an_update_holds_its_logits(work):
     assert measured["start_mb"] > 100 and measured["peak_mb"] > 8 * 900 * 261 * 4 / 2**20
 
 
+@pytest.mark.slow
 def test_report(work):
     """Each number is where it should be, and ratios are the peer's over ours."""
     megabytes = {"ours": 10.0, "plain": 45.0, "plain_suffix_logits": 25.0}
