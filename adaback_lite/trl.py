@@ -306,11 +306,14 @@ class CurriculumGRPO(TrainerCallback, ExportableState):
             if train_dataloader is not None:
                 catch_up(train_dataloader, state.global_step // math.ceil(len(train_dataloader) / args.gradient_accumulation_steps))
             return
-        if checkpoints(self._folder) or any(e["event"] == "end" for e in events):
-            going_on = f"go on with it by trainer.train(resume_from_checkpoint=last_checkpoint({str(self._folder)!r})), or "
-            if last_checkpoint(self._folder) is None:
-                going_on = "its checkpoints lack the random state of some process, so it cannot go on; " if checkpoints(self._folder) else ""
-            raise UserError(f"{self._folder} holds a run already; {going_on}choose another output_dir.")
+        if last_checkpoint(self._folder):
+            raise UserError(
+                f"{self._folder} holds a run already; go on with it by trainer.train(resume_from_checkpoint=last_checkpoint({str(self._folder)!r})), or choose another output_dir."
+            )
+        if any(checkpoints(self._folder)):
+            raise UserError(f"{self._folder} holds a run already; its checkpoints lack the random state of some process, so it cannot go on; choose another output_dir.")
+        if any(e["event"] == "end" for e in events):
+            raise UserError(f"{self._folder} holds a run already; choose another output_dir.")
         self.batches, self.rollouts, self.generated_tokens, self.accuracy, self.wall = 0, 0, 0, 0.0, 0.0
         self._cut_log(0)  # killed before its first checkpoint: the same run, from its start
         self._start(args)

@@ -9,6 +9,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import safetensors.torch
@@ -31,11 +32,13 @@ def curriculum_of(checkpoint: Path) -> dict | None:
         return None
 
 
-def checkpoints(folder: str | os.PathLike) -> list[Path]:
-    """A folder's checkpoint-N, newest first, without those whose writing a kill has cut short."""
+def checkpoints(folder: str | os.PathLike) -> Iterator[tuple[int, Path, dict]]:
+    """(N, checkpoint-N, its `curriculum_of`) of a folder, newest first, without those whose writing a kill has cut short. Each is read when it is asked for."""
     steps = [int(number) for p in Path(folder).glob("checkpoint-*") if (number := p.name.removeprefix("checkpoint-")).isdigit()]
-    found = [Path(folder) / f"checkpoint-{step}" for step in sorted(steps, reverse=True)]
-    return [checkpoint for checkpoint in found if curriculum_of(checkpoint) is not None]
+    for step in sorted(steps, reverse=True):
+        checkpoint = Path(folder) / f"checkpoint-{step}"
+        if (saved := curriculum_of(checkpoint)) is not None:
+            yield step, checkpoint, saved
 
 
 def last_checkpoint(output_dir: str | os.PathLike, before: int | None = None) -> str | None:
@@ -45,10 +48,10 @@ def last_checkpoint(output_dir: str | os.PathLike, before: int | None = None) ->
     disk for each machine there is none.
     `before`: only one of fewer steps; resumed at its last step, TRL would take one more.
     """
-    for checkpoint in checkpoints(output_dir):
-        if before is not None and int(checkpoint.name.removeprefix("checkpoint-")) >= before:
+    for step, checkpoint, saved in checkpoints(output_dir):
+        if before is not None and step >= before:
             continue
-        processes = (curriculum_of(checkpoint) or {}).get("facts", {}).get("processes", 1)
+        processes = saved.get("facts", {}).get("processes", 1)
         names = ["rng_state.pth"] if processes == 1 else [f"rng_state_{i}.pth" for i in range(processes)]
         if all((checkpoint / name).is_file() for name in names):
             return str(checkpoint)
@@ -63,9 +66,10 @@ def load_policy(config: Config, folder: Path):
     from .build import build_policy
     from .policy import load_trained
 
-    if not (found := checkpoints(folder)):
+    if (newest := next(checkpoints(folder), None)) is None:
         raise UserError(f"{folder} has no checkpoint yet; train longer, or lower trainer.checkpoint_every.")
-    checkpoint, name = found[0], "adapter_model" if config.policy.lora_rank else "model"
+    _, checkpoint, saved = newest
+    name = "adapter_model" if config.policy.lora_rank else "model"
     files = sorted(checkpoint.glob(f"{name}*.safetensors"))  # model-00001-of-00002.safetensors, ... where it is large
     if not files:
         shards = "as where DeepSpeed or FSDP saves shards; gather the weights under that name first, or evaluate with TRL"
@@ -81,4 +85,4 @@ def load_policy(config: Config, folder: Path):
         raise UserError(f"{checkpoint / name}.safetensors is damaged or not of this policy ({error}); delete {checkpoint.name}, and the checkpoint before it is used.") from None
     except OSError as error:
         raise UserError(f"{checkpoint} cannot be read ({error.strerror}); where the run goes on and has just dropped it, try again.") from None
-    return model, tokenizer, {"stage": "rl", "step": (curriculum_of(checkpoint) or {}).get("batches", 0), "sha256": digests}
+    return model, tokenizer, {"stage": "rl", "step": saved.get("batches", 0), "sha256": digests}
